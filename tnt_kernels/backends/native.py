@@ -1,0 +1,76 @@
+"""Compiled C++ kernels: `_C` for CPU tensors, `_C_cuda` for CUDA tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+import torch
+from torch import Tensor
+
+from ..library import operator
+from ..reference import SPECS
+
+EXTENSION_OF_DEVICE = {"cpu": "_C", "cuda": "_C_cuda"}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPU_TOKENS = (4, 16, 64)
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+_load_results: dict = {}
+
+
+def _load(name: str) -> Optional[str]:
+    """Load an extension once; None when it is loaded, else why it is not."""
+    if name not in _load_results:
+        _load_results[name] = _try_to_load(name)
+    return _load_results[name]
+
+
+def _try_to_load(name: str) -> Optional[str]:
+    paths = sorted(_PACKAGE.glob(f"{name}.*"))
+    if not paths:
+        remedy = "install a CUDA toolkit and reinstall with FORCE_CUDA=1" * (name == "_C_cuda")
+        return f"extension {name} was not built; {remedy or 'reinstall with `pip install .`'}"
+    try:
+        torch.ops.load_library(str(paths[0]))
+    except OSError as error:
+        return f"extension {name} does not load: {error}"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def extension_problem(op: str, device: str) -> Optional[str]:
+    """Why the extension for `device` cannot run `op`, or None; loads it on first use."""
+    name = EXTENSION_OF_DEVICE[device]
+    problem = _load(name)
+    if problem is not None:
+        return problem
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"tnt_kernels::{op}", device.upper()):
+        return f"extension {name} has no {op} kernel"
+    return None
+
+
+def refusal(call: Any) -> Optional[str]:
+    """Why the compiled kernels do not take `call`, or None when they do."""
+    if call.device not in EXTENSION_OF_DEVICE:
+        return f"no compiled kernels for device {call.device}"
+    problem = extension_problem(call.op, call.device)
+    if problem is not None:
+        return problem
+    if call.dtype not in DTYPES:
+        dtype = str(call.dtype).removeprefix("torch.")
+        return f"dtype {dtype} is not one of float32, bfloat16, float16"
+    if call.op in ("inner_attention", "inner_block") and call.dims["S"] not in CPU_TOKENS:
+        return f"S={call.dims['S']} tokens per patch is not one of 4, 16, 64"
+    return None
+
+
+def run(op: str, args: Mapping[str, Any]) -> Tensor:
+    """Run `tnt_kernels::<op>`; asks for what backward needs when a gradient will be wanted."""
+    spec = SPECS[op]
+    if spec.flag is None:
+        return operator(op)(*args.values())
+    will_differentiate = torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in args.values()
+    )
+    return operator(op)(*args.values(), will_differentiate)[0]

@@ -1,0 +1,23 @@
+"""Plain PyTorch: any device, any floating dtype, any sizes, any order of derivative."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Optional
+
+import torch
+from torch import Tensor
+
+from ..reference import SPECS
+
+
+def refusal(call: Any) -> Optional[str]:
+    """The reference takes every call."""
+    return None
+
+
+def run(op: str, args: Mapping[str, Any]) -> Tensor:
+    """Run the definition of `op` in the dtype of its activation."""
+    spec = SPECS[op]
+    # The activation is already cast; inside, autocast would mix precisions op by op.
+    with torch.autocast(args[spec.activation].device.type, enabled=False):
+        return spec.reference(*args.values())
