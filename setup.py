@@ -47,7 +47,7 @@ ISA_FLAGS = {"generic": [], "avx2": AVX2_FLAGS, "avx512": AVX512_FLAGS, "amx": A
 
 
 def glob_sources(*patterns: str) -> list[str]:
-    """Files matching the patterns, relative to the root (so that no path of this machine is built in)."""
+    """Files matching the patterns; relative, so that no path of this machine is built in."""
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
 
@@ -95,7 +95,7 @@ class CudaToolkit(NamedTuple):
 
 
 def find_cuda_toolkit() -> CudaToolkit | str:
-    """The toolkit of CUDA_HOME, else of the nvcc on PATH; or a sentence saying why there is none."""
+    """The toolkit of CUDA_HOME, else of the nvcc on PATH; or a sentence saying why none is."""
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=str(Path(home, "bin")) if home else None)
     if nvcc is None:
@@ -111,7 +111,7 @@ def find_cuda_toolkit() -> CudaToolkit | str:
 
 
 def choose_cuda(torch_cuda: str | None) -> CudaToolkit | None:
-    """The toolkit to build with, or None. `torch_cuda` is torch.version.cuda (None: CPU-only torch)."""
+    """The toolkit to build with, if any. `torch_cuda` is torch.version.cuda (None: CPU-only)."""
     force = os.environ.get("FORCE_CUDA", "")
     if force not in ("", "0", "1"):
         raise SystemExit(f"setup.py: FORCE_CUDA must be 0, 1 or unset, got {force!r}")
@@ -120,22 +120,18 @@ def choose_cuda(torch_cuda: str | None) -> CudaToolkit | None:
     toolkit = find_cuda_toolkit()
     if isinstance(toolkit, str):
         if force == "1":
-            raise SystemExit(
-                f"setup.py: FORCE_CUDA=1, but {toolkit}; install CUDA or set CUDA_HOME"
-            )
+            raise SystemExit(f"setup.py: FORCE_CUDA=1, but {toolkit}; set CUDA_HOME")
         print(f"setup.py: no CUDA: {toolkit}")
         return None
     if not force and (torch_cuda or "none").split(".")[0] != str(toolkit.version[0]):
         found = ".".join(map(str, toolkit.version))
-        print(
-            f"setup.py: no CUDA: {toolkit.root} is {found}, torch's CUDA is {torch_cuda or 'none'}"
-        )
+        print(f"setup.py: no CUDA: nvcc is {found}, torch's CUDA is {torch_cuda or 'none'}")
         return None
     return toolkit
 
 
 def cuda_arch_flags(toolkit: CudaToolkit) -> list[str]:
-    """nvcc's -gencode flags for TORCH_CUDA_ARCH_LIST, or for what nvcc knows of the default list."""
+    """nvcc's flags for TORCH_CUDA_ARCH_LIST, or for what nvcc knows of the default list."""
     given = re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; ,"))
     archs = given if given != [""] else known_default_archs(toolkit)
     flags = []
@@ -143,7 +139,7 @@ def cuda_arch_flags(toolkit: CudaToolkit) -> list[str]:
         match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)
         if match is None:
             raise SystemExit(
-                f"setup.py: TORCH_CUDA_ARCH_LIST: cannot read {arch!r}; expected such as '8.0;9.0+PTX'"
+                f"setup.py: TORCH_CUDA_ARCH_LIST: expected such as '8.0;9.0+PTX', got {arch!r}"
             )
         number = match[1] + match[2]
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
@@ -192,11 +188,9 @@ class NinjaFile:
         return obj
 
     def link(self, output: Path, objects: list[Path], flags: list[str]) -> None:
-        # `-o` before the objects; LDFLAGS last, so that a user can override
-        last = shlex.split(os.environ.get("LDFLAGS", ""))
-        self.add(
-            "link", output, objects, [*cxx(), "-shared", "-o", output, *objects, *flags, *last]
-        )
+        user = shlex.split(os.environ.get("LDFLAGS", ""))
+        command = [*cxx(), "-shared", "-o", output, *objects, *flags, *user]
+        self.add("link", output, objects, command)
 
     def run(self) -> None:
         path = self.build_dir / "build.ninja"
