@@ -223,6 +223,13 @@ class BuildLibraries(build_ext):
         self.cuda = choose_cuda(torch.version.cuda)
         if self.cuda is None:
             self.extensions = [e for e in self.extensions if e.name != "tnt_kernels._C_cuda"]
+        # a library of an earlier build that this one leaves out must not live on beside it
+        kept = [Path(self.get_ext_filename(e.name)).name for e in self.extensions]
+        folders = [Path(self.build_lib, "tnt_kernels"), ROOT / "tnt_kernels"]
+        for folder in folders if self.inplace else folders[:1]:
+            for library in folder.glob("_C*.so"):
+                if library.name not in kept:
+                    library.unlink()
         super().run()
 
     def build_extensions(self):
@@ -231,10 +238,6 @@ class BuildLibraries(build_ext):
         for extension in self.extensions:
             add = self.add_cuda if extension.name.endswith("_cuda") else self.add_cpu
             add(ninja, extension.sources, outputs[extension.name].resolve())
-        # a library of an earlier build that this one leaves out must not get into the wheel
-        for stale in Path(self.build_lib, "tnt_kernels").glob("_C*.so"):
-            if stale.resolve() not in {p.resolve() for p in outputs.values()}:
-                stale.unlink()
         for output in outputs.values():
             output.parent.mkdir(parents=True, exist_ok=True)
         ninja.run()
@@ -247,11 +250,13 @@ class BuildLibraries(build_ext):
             *("-isystem", str(self.torch_dir / "include")),
         ]
 
+    def prefix_map(self) -> str:
+        """Keeps __FILE__ in torch's error macros from naming a folder of this machine."""
+        return f"-ffile-prefix-map={self.torch_dir}=torch"
+
     def cxx_command(self) -> list[str]:
-        # __FILE__ in torch's error macros would otherwise name a folder of this machine
-        prefix = f"-ffile-prefix-map={self.torch_dir}=torch"
         user = shlex.split(os.environ.get("CXXFLAGS", ""))
-        return [*cxx(), *CXX_FLAGS, prefix, *self.common_flags(), *user]
+        return [*cxx(), *CXX_FLAGS, self.prefix_map(), *self.common_flags(), *user]
 
     def add_cpu(self, ninja: NinjaFile, sources: list[str], output: Path) -> None:
         isas = supported_isas()
@@ -270,7 +275,8 @@ class BuildLibraries(build_ext):
 
     def add_cuda(self, ninja: NinjaFile, sources: list[str], output: Path) -> None:
         root = self.cuda.root
-        nvcc = [self.cuda.nvcc, *NVCC_FLAGS, *cuda_arch_flags(self.cuda), *self.common_flags()]
+        nvcc = [self.cuda.nvcc, *NVCC_FLAGS, "-Xcompiler", self.prefix_map()]
+        nvcc += [*cuda_arch_flags(self.cuda), *self.common_flags()]
         nvcc += ["-ccbin", cxx()[0]] if "CXX" in os.environ else []
         host = [*self.cxx_command(), "-DUSE_CUDA", "-isystem", str(root / "include")]
         objects = [
