@@ -63,8 +63,8 @@ def _weight_shapes(args: Args) -> list:
 
 
 def _macs(args: Args) -> int:
-    num_patches, num_tokens, dim = _output_shape(args)
-    return num_patches * num_tokens * dim * args["weight"][0].numel()
+    num_patches, num_tokens, _ = _output_shape(args)
+    return num_patches * num_tokens * args["weight"].numel()
 
 
 def _bytes_moved(args: Args) -> int:

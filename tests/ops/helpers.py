@@ -1,0 +1,73 @@
+"""Running one op at one precision, with gradients: shared by the op tests."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Optional
+
+import torch
+from torch import Tensor
+
+from tnt_kernels.backends import BACKENDS
+from tnt_kernels.dispatch import describe
+from tnt_kernels.reference import SPECS
+from tnt_kernels.spec import OpSpec, case_id
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACCELERATED = tuple(name for name in BACKENDS if name != "reference")
+
+
+def dtype_id(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def every_case() -> list:
+    """(spec, case) pairs of all ops, with readable ids."""
+    return [(spec, case) for spec in SPECS.values() for case in spec.cases]
+
+
+def pair_id(value: Any) -> str:
+    """Id of a (spec, case) pair or of a dtype."""
+    if isinstance(value, tuple):
+        return f"{value[0].name}-{case_id(value[1])}"
+    return dtype_id(value) if isinstance(value, torch.dtype) else str(value)
+
+
+def differentiable(spec: OpSpec) -> tuple:
+    """Names of the inputs that take a gradient."""
+    return (spec.activation, *spec.weights, *((spec.passthrough,) if spec.passthrough else ()))
+
+
+def as_leaves(spec: OpSpec, args: Mapping[str, Any], dtype: Optional[torch.dtype] = None) -> dict:
+    """Copies of the arguments, in `dtype` if given, with gradients on where there are any."""
+    leaves = dict(args)
+    for name in differentiable(spec):
+        if isinstance(args[name], Tensor):
+            leaves[name] = args[name].detach().to(dtype or args[name].dtype).requires_grad_()
+    return leaves
+
+
+def run_backend(backend: str, spec: OpSpec, args: Mapping[str, Any]) -> Tensor:
+    """Run the op on one backend, which must take the call."""
+    reason = BACKENDS[backend].refusal(describe(spec.name, args))
+    assert reason is None, reason
+    return BACKENDS[backend].run(spec.name, args)
+
+
+def output_and_gradients(
+    backend: str, spec: OpSpec, args: Mapping[str, Any], dy: Optional[Tensor] = None
+) -> dict:
+    """Output and the gradient of every differentiable input, by name.
+
+    `dy` defaults to reproducible normal values in the output's dtype.
+    """
+    out = run_backend(backend, spec, args)
+    if dy is None:
+        generator = torch.Generator().manual_seed(99)
+        dy = torch.randn(out.shape, generator=generator).to(out.device)
+    out.backward(dy.to(out.dtype))
+    results = {"output": out.detach()}
+    for name in differentiable(spec):
+        if isinstance(args[name], Tensor) and args[name].requires_grad:
+            results[f"gradient of {name}"] = args[name].grad
+    return results

@@ -1,0 +1,213 @@
+"""Properties that hold exactly: independence, determinism, propagation, threads, processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from helpers import ACCELERATED, as_leaves, output_and_gradients, run_backend
+
+from tnt_kernels.reference import SPECS
+from tnt_kernels.spec import OpSpec
+
+ALL_SPECS = pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
+ALL_BACKENDS = pytest.mark.parametrize("backend", ACCELERATED)
+INNER = [SPECS[name] for name in ("inner_attention", "inner_mlp", "inner_block")]
+INNER_SPECS = pytest.mark.parametrize("spec", INNER, ids=lambda spec: spec.name)
+SIZES = pytest.mark.parametrize("size", [(16, 24, 4), (64, 6, 2), (4, 96, 8)], ids=str)
+LARGE = {"P": 301, "S": 16, "C": 24, "heads": 4, "bias": True, "drop_path": 0.3}
+
+
+def _inner_args(spec: OpSpec, patches: int, size: tuple, device: str, drop_path: float = 0.0):
+    tokens, dim, heads = size
+    case = {"P": patches, "S": tokens, "C": dim, "heads": heads, "drop_path": drop_path}
+    return spec.make_args(case, torch.float32, device)
+
+
+def _drop_path_names(args: dict) -> list:
+    return [name for name in args if name.startswith("drop_path")]
+
+
+@SIZES
+@INNER_SPECS
+@ALL_BACKENDS
+def test_patches_do_not_see_each_other(
+    backend: str, spec: OpSpec, size: tuple, device: str
+) -> None:
+    """Any subset of patches, in any order, gives the same values bit for bit."""
+    args = _inner_args(spec, 45, size, device, drop_path=0.3)
+    full = run_backend(backend, spec, args)
+    order = torch.randperm(45)[:19].to(device)
+    some = {**args, "x": args["x"][order], **{n: args[n][order] for n in _drop_path_names(args)}}
+    assert torch.equal(run_backend(backend, spec, some), full[order])
+
+
+@SIZES
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@INNER_SPECS
+@ALL_BACKENDS
+def test_non_finite_values_stay_in_their_patch(
+    backend: str, spec: OpSpec, size: tuple, value: float, device: str
+) -> None:
+    args = _inner_args(spec, 23, size, device)
+    clean = run_backend(backend, spec, args)
+    dirty = {**args, "x": args["x"].clone()}
+    dirty["x"][11, 1, 2] = value
+    out = run_backend(backend, spec, dirty)
+    expected = run_backend("reference", spec, dirty)
+    others = torch.arange(23) != 11
+    assert torch.equal(out[others], clean[others])
+    assert torch.equal(out[11].isnan(), expected[11].isnan())
+    assert out[11].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@ALL_SPECS
+@ALL_BACKENDS
+def test_nan_in_any_input_reaches_the_output(
+    backend: str, spec: OpSpec, dtype: torch.dtype, device: str
+) -> None:
+    args = spec.make_args(spec.cases[1], dtype, device)
+    for name, value in args.items():
+        if isinstance(value, torch.Tensor):
+            poisoned = value.clone()
+            poisoned.view(-1)[value.numel() // 2] = float("nan")
+            assert run_backend(backend, spec, {**args, name: poisoned}).isnan().any(), name
+
+
+@INNER_SPECS
+@ALL_BACKENDS
+def test_dropped_paths_return_the_input(backend: str, spec: OpSpec, device: str) -> None:
+    args = _inner_args(spec, 9, (16, 24, 4), device, drop_path=0.3)
+    args.update({name: torch.zeros(9, device=device) for name in _drop_path_names(args)})
+    assert torch.equal(run_backend(backend, spec, args), args["x"])
+
+
+@INNER_SPECS
+@ALL_BACKENDS
+def test_unit_drop_path_factors_change_nothing(backend: str, spec: OpSpec, device: str) -> None:
+    args = _inner_args(spec, 9, (16, 24, 4), device, drop_path=0.3)
+    ones = {**args, **{n: torch.ones(9, device=device) for n in _drop_path_names(args)}}
+    none = {**args, **dict.fromkeys(_drop_path_names(args))}
+    assert torch.equal(run_backend(backend, spec, ones), run_backend(backend, spec, none))
+
+
+def _large_args(spec: OpSpec, device: str) -> dict:
+    if spec.name == "pixel_embed":
+        case = {"B": 5, "Cin": 3, "H": 64, "W": 80, "C": 24, "patch": 16, "stride": 4}
+    elif spec.name == "pixel_to_patch":
+        case = {"B": 5, "N": 31, "S": 16, "C": 24, "D": 96, "dialect": "published"}
+    else:
+        case = LARGE
+    return spec.make_args(case, torch.float32, device)
+
+
+@ALL_SPECS
+@ALL_BACKENDS
+def test_results_repeat_bit_for_bit(backend: str, spec: OpSpec, device: str) -> None:
+    args = _large_args(spec, device)
+    first = output_and_gradients(backend, spec, as_leaves(spec, args))
+    for _ in range(3):
+        again = output_and_gradients(backend, spec, as_leaves(spec, args))
+        for name, value in first.items():
+            assert torch.equal(value, again[name]), name
+
+
+@INNER_SPECS
+@ALL_BACKENDS
+def test_number_of_threads_does_not_change_outputs(
+    backend: str, spec: OpSpec, device: str
+) -> None:
+    args = _large_args(spec, device)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(output_and_gradients(backend, spec, as_leaves(spec, args)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert torch.equal(other["output"], results[0]["output"])
+        assert torch.equal(other["gradient of x"], results[0]["gradient of x"])
+        for name, value in results[0].items():
+            torch.testing.assert_close(other[name], value, msg=name)
+
+
+@ALL_SPECS
+@ALL_BACKENDS
+def test_concurrent_calls_do_not_disturb_each_other(
+    backend: str, spec: OpSpec, device: str
+) -> None:
+    args = _large_args(spec, device)
+    expected = output_and_gradients(backend, spec, as_leaves(spec, args))
+    mismatches = []
+
+    def work() -> None:
+        for _ in range(3):
+            found = output_and_gradients(backend, spec, as_leaves(spec, args))
+            mismatches.extend(n for n in expected if not torch.equal(found[n], expected[n]))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not mismatches
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_works_after_fork() -> None:
+    """A data-loader worker may call the ops although its parent already has."""
+    code = """
+import os, sys, torch
+from tnt_kernels.backends import native
+from tnt_kernels.reference import SPECS
+spec = SPECS["inner_block"]
+args = spec.make_args({"P": 99, "S": 16, "C": 24, "heads": 4}, torch.float32, "cpu")
+expected = native.run("inner_block", args)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if torch.equal(native.run("inner_block", args), expected) else 1)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+ISA_PARITY = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from helpers import as_leaves, output_and_gradients
+from tolerance import assert_error_rule
+from tnt_kernels.reference import SPECS
+for spec in SPECS.values():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for case in spec.cases:
+            args = spec.make_args(case, dtype, "cpu")
+            kernel, pytorch = (
+                output_and_gradients(backend, spec, as_leaves(spec, args))
+                for backend in ("native", "reference")
+            )
+            exact = output_and_gradients("reference", spec, as_leaves(spec, args, torch.float64))
+            for name, value in kernel.items():
+                assert_error_rule(value, pytorch[name], exact[name], f"{spec.name} {case} {name}")
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set_obeys_the_error_rule(capability: str) -> None:
+    """ATEN_CPU_CAPABILITY limits the kernels as it limits PyTorch's own."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": paths}
+    command = [sys.executable, "-c", ISA_PARITY, here]
+    done = subprocess.run(
+        command, env=environment, timeout=600, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,58 @@
+"""The only tolerances of the test suite, each with its reason."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MODEL_RELATIVE_ERROR = 2e-5
+"""Whole float32 models against timm's: hundreds of roundings, summed in another order."""
+
+SAME_MATHS_FLOAT64 = 1e-12
+"""Two float64 evaluations of one formula."""
+
+ERROR_RATIO = 2.0
+"""A kernel's error is at most this many times that of PyTorch at the same precision."""
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Root of the summed squared difference over that of `expected` (0 when both are empty)."""
+    if expected.numel() == 0:
+        return 0.0
+    expected = expected.double()
+    scale = expected.norm().item()
+    error = (actual.double() - expected).norm().item()
+    return error / scale if scale > 0 else error
+
+
+def largest_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest magnitude of `expected`."""
+    if expected.numel() == 0:
+        return 0.0
+    expected = expected.double()
+    scale = expected.abs().max().item()
+    error = (actual.double() - expected).abs().max().item()
+    return error / scale if scale > 0 else error
+
+
+def assert_error_rule(kernel: Tensor, pytorch: Tensor, exact: Tensor, what: str) -> None:
+    """The kernel's error is at most twice PyTorch's at the same precision, both against float64.
+
+    Root mean square and maximum are both held to it. Small tensors can make PyTorch exact by
+    luck, so a fraction of one rounding of the dtype is granted on top: a tenth for the root mean
+    square, one for the maximum.
+    """
+    assert kernel.shape == exact.shape, f"{what}: shape {kernel.shape}, not {exact.shape}"
+    eps = torch.finfo(kernel.dtype).eps
+    for measure, slack in ((relative_error, 0.1 * eps), (largest_error, eps)):
+        ours, theirs = measure(kernel, exact), measure(pytorch, exact)
+        assert ours <= ERROR_RATIO * theirs + slack, (
+            f"{what}: {measure.__name__} {ours:.3e} against PyTorch's {theirs:.3e}"
+        )
+
+
+def assert_close(actual: Tensor, expected: Tensor, limit: float, what: str) -> None:
+    """Relative error (root of summed squares) below `limit`."""
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
+    error = relative_error(actual, expected)
+    assert error < limit, f"{what}: relative error {error:.3e}, limit {limit:.0e}"
