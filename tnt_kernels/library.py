@@ -7,7 +7,8 @@ and FlopCounterMode see ordinary ops. Kernels are registered elsewhere: `_C` for
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 from torch import Tensor

@@ -6,8 +6,9 @@ A spec sits beside the reference that defines its op. `library` registers the op
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Optional
 
 from torch import Tensor
 

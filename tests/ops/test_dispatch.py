@@ -59,7 +59,7 @@ def test_explain_checks_its_arguments() -> None:
 
 def test_forced_backend_never_falls_back() -> None:
     x, weights = _inner_block(torch.float64)
-    with pytest.raises(tnt_kernels.BackendUnavailable, match="'native' was asked for.*float64"):
+    with pytest.raises(tnt_kernels.BackendUnavailable, match=r"'native' was asked for.*float64"):
         tnt_kernels.inner_block(x, weights, num_heads=4, backend="native")
     with (
         tnt_kernels.use_backend("native"),

@@ -119,9 +119,7 @@ def test_results_repeat_bit_for_bit(backend: str, spec: OpSpec, device: str) -> 
 
 @INNER_SPECS
 @ALL_BACKENDS
-def test_number_of_threads_does_not_change_outputs(
-    backend: str, spec: OpSpec, device: str
-) -> None:
+def test_number_of_threads_does_not_change_outputs(backend: str, spec: OpSpec, device: str) -> None:
     args = _large_args(spec, device)
     threads = torch.get_num_threads()
     results = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,7 @@ def inner_mlp(
     drop_path: Optional[Tensor],
     eps: float,
 ) -> Tensor:
-    """y = x + drop_path * MLP(LN(x)), Eq. 7 with the MLP of Eq. 3 and exact GELU; x is (P, S, C)."""
+    """y = x + drop_path * MLP(LN(x)), Eq. 7 with the MLP of Eq. 3 and erf GELU; x is (P, S, C)."""
     norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = (
         w.to(x.dtype)
         for w in (norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
