@@ -254,9 +254,9 @@ class BuildLibraries(build_ext):
         """Keeps __FILE__ in torch's error macros from naming a folder of this machine."""
         return f"-ffile-prefix-map={self.torch_dir}=torch"
 
-    def cxx_command(self) -> list[str]:
-        user = shlex.split(os.environ.get("CXXFLAGS", ""))
-        return [*cxx(), *CXX_FLAGS, self.prefix_map(), *self.common_flags(), *user]
+    def cxx_command(self, *flags: str) -> list[str]:
+        user = shlex.split(os.environ.get("CXXFLAGS", ""))  # last, to override what is ours
+        return [*cxx(), *CXX_FLAGS, self.prefix_map(), *self.common_flags(), *flags, *user]
 
     def add_cpu(self, ninja: NinjaFile, sources: list[str], output: Path) -> None:
         isas = supported_isas()
@@ -265,10 +265,10 @@ class BuildLibraries(build_ext):
         for source in sources:
             isa = isa_of(source)
             if isa is None:
-                objects.append(ninja.compile(source, "_C", [*self.cxx_command(), *have]))
+                objects.append(ninja.compile(source, "_C", self.cxx_command(*have)))
             elif isa in isas:
-                flags = [*KERNEL_FLAGS, *ISA_FLAGS[isa]]
-                objects.append(ninja.compile(source, "_C", [*self.cxx_command(), *flags]))
+                flags = self.cxx_command(*KERNEL_FLAGS, *ISA_FLAGS[isa])
+                objects.append(ninja.compile(source, "_C", flags))
             else:
                 print(f"setup.py: {source} is left out: {cxx()[0]} does not know its flags")
         ninja.link(output, objects, [f"-L{self.torch_dir / 'lib'}", "-ltorch_cpu"])
@@ -278,7 +278,7 @@ class BuildLibraries(build_ext):
         nvcc = [self.cuda.nvcc, *NVCC_FLAGS, "-Xcompiler", self.prefix_map()]
         nvcc += [*cuda_arch_flags(self.cuda), *self.common_flags()]
         nvcc += ["-ccbin", cxx()[0]] if "CXX" in os.environ else []
-        host = [*self.cxx_command(), "-DUSE_CUDA", "-isystem", str(root / "include")]
+        host = self.cxx_command("-DUSE_CUDA", "-isystem", str(root / "include"))
         objects = [
             ninja.compile(source, "_C_cuda", nvcc if source.endswith(".cu") else host)
             for source in sources

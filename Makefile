@@ -1,0 +1,44 @@
+# Shortcuts for work in a checkout; CONTRIBUTING.md says more about each.
+PYTHON ?= python
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: build test lint format bench sanitize clean
+
+build:  # compile what changed, into tnt_kernels/
+	$(PYTHON) setup.py -q build_ext --inplace
+
+test: build
+	$(PYTHON) -m pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(CXX_FILES)
+
+format:
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(CXX_FILES)
+
+bench: build
+	PYTHONPATH=. $(PYTHON) bench/throughput.py
+
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
+# Python itself is not instrumented, so the runtimes are preloaded, and leaks, which would be
+# Python's, are not looked for. The tests run from tests/ so that the package of this build is
+# imported, not the one of the checkout. SANITIZE_TESTS picks what to run.
+SANITIZERS = -fsanitize=address,undefined
+SANITIZE_TESTS ?= ops
+SANITIZE_LIB = $(CURDIR)/build/sanitize/lib
+runtime = $(shell $(or $(CXX),c++) -print-file-name=$(1))
+sanitize:
+	FORCE_CUDA=0 LDFLAGS="$(SANITIZERS)" \
+	CXXFLAGS="-O1 -g $(SANITIZERS) -fno-sanitize-recover=undefined -fno-omit-frame-pointer" \
+	$(PYTHON) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZE_LIB)
+	cd tests && PYTHONPATH=$(SANITIZE_LIB) \
+	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(PYTHON) -m pytest -q $(SANITIZE_TESTS)
+
+clean:
+	rm -rf build dist *.egg-info tnt_kernels/*.so
