@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # `import tolerance` from any folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
+from child import run_python
 
 import tnt_kernels
 from tnt_kernels import dispatch
@@ -92,26 +90,15 @@ def test_unknown_backends_are_refused() -> None:
         tnt_kernels.use_backend("fast").__enter__()
 
 
-def _python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_environment_variable_forces_a_backend() -> None:
     code = """
 import torch
 from tnt_kernels.dispatch import Call, select
 print(select(Call("inner_mlp", "cpu", torch.float32, {"S": 16, "C": 24})))
 """
-    assert _python(code, TNT_KERNELS_BACKEND="reference").stdout.strip() == "reference"
-    assert _python(code, TNT_KERNELS_BACKEND="native").stdout.strip() == "native"
-    wrong = _python(code, TNT_KERNELS_BACKEND="warp")
+    assert run_python(code, TNT_KERNELS_BACKEND="reference").stdout.strip() == "reference"
+    assert run_python(code, TNT_KERNELS_BACKEND="native").stdout.strip() == "native"
+    wrong = run_python(code, TNT_KERNELS_BACKEND="warp")
     assert wrong.returncode != 0
     assert "TNT_KERNELS_BACKEND: backend must be one of" in wrong.stderr
 
@@ -160,5 +147,5 @@ import tnt_kernels
 from tnt import tnt_s
 print("imported")
 """
-    done = _python(code)
+    done = run_python(code)
     assert done.stdout.strip() == "imported", done.stderr

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
-from helpers import ACCELERATED, as_leaves, output_and_gradients, run_backend
+from child import run_python
+from ops.helpers import ACCELERATED, as_leaves, output_and_gradients, run_backend
 
 from tnt_kernels.reference import SPECS
 from tnt_kernels.spec import OpSpec
@@ -175,13 +174,13 @@ if child == 0:
 _, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 ISA_PARITY = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from helpers import as_leaves, output_and_gradients
+import torch
+from ops.helpers import as_leaves, output_and_gradients
 from tolerance import assert_error_rule
 from tnt_kernels.reference import SPECS
 for spec in SPECS.values():
@@ -201,11 +200,5 @@ for spec in SPECS.values():
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set_obeys_the_error_rule(capability: str) -> None:
     """ATEN_CPU_CAPABILITY limits the kernels as it limits PyTorch's own."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": paths}
-    command = [sys.executable, "-c", ISA_PARITY, here]
-    done = subprocess.run(
-        command, env=environment, timeout=600, capture_output=True, text=True, check=False
-    )
+    done = run_python(ISA_PARITY, ATEN_CPU_CAPABILITY=capability)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
+from ops.helpers import (
     ACCELERATED,
     DTYPES,
     as_leaves,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import as_leaves, differentiable
+from ops.helpers import as_leaves, differentiable
 from tolerance import SAME_MATHS_FLOAT64, assert_close
 
 import tnt_kernels

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ACCELERATED, as_leaves, differentiable, output_and_gradients
+from ops.helpers import ACCELERATED, as_leaves, differentiable, output_and_gradients
 from tolerance import assert_error_rule
 from torch.utils.flop_counter import FlopCounterMode
 
