@@ -1,0 +1,26 @@
+// The table of CPU kernels, one per instruction set, and the choice among them at run time.
+#pragma once
+
+namespace tnt_kernels::cpu {
+
+// Each op adds its kernels here, and fills them in csrc/cpu/isa/kernel_table.h.
+struct KernelTable {
+  const char* name;
+};
+
+// The table of the best instruction set that was compiled in, that this machine and its operating
+// system offer, and that ATEN_CPU_CAPABILITY (default | avx2 | avx512, as PyTorch reads it) allows.
+const KernelTable& kernels();
+
+// Defined by csrc/cpu/isa/<isa>.cpp.
+namespace generic {
+KernelTable table();
+}
+namespace avx2 {
+KernelTable table();
+}
+namespace avx512 {
+KernelTable table();
+}
+
+}  // namespace tnt_kernels::cpu
