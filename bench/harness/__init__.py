@@ -1,0 +1,1 @@
+"""What every bench shares: machine, input, contestants, timing, reports."""
