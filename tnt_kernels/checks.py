@@ -11,6 +11,13 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def autocast_dtype(device: str) -> Optional[torch.dtype]:
+    """What autocast casts to on this kind of device; None where it is off or unknown (meta)."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -50,7 +57,7 @@ def check_companion(op: str, argument: str, tensor: Tensor, like: Tensor) -> Non
     if tensor.device != like.device:
         remedy = "move the weights and the input to one device"
         fail(op, argument, f"on {like.device}", f"a tensor on {tensor.device}", remedy)
-    autocast = torch.is_autocast_enabled(like.device.type)
+    autocast = autocast_dtype(like.device.type) is not None
     allowed = tensor.dtype is torch.float32 or tensor.dtype is like.dtype
     if not allowed and not (autocast and tensor.dtype in FLOATING):
         expected = " or ".join(dict.fromkeys(("float32", _name(like.dtype))))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS
+from .checks import autocast_dtype
 from .library import cast_for_autocast
 from .reference import SPECS
 
@@ -96,10 +97,8 @@ def describe(op: str, args: Mapping[str, Any]) -> Call:
 
 
 def _dtype_after_autocast(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype is not torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    autocast = autocast_dtype(x.device.type)
+    return x.dtype if autocast is None or x.dtype is torch.float64 else autocast
 
 
 def explain_call(call: Call, backend: Optional[str] = None) -> Explanation:

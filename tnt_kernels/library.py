@@ -2,7 +2,8 @@
 
 Forward and backward are both operators, so that torch.compile, torch.export, CUDA graphs, FSDP
 and FlopCounterMode see ordinary ops. Kernels are registered elsewhere: `_C` for CPU tensors and
-`_C_cuda` for CUDA tensors implement `tnt_kernels::<op>` and `tnt_kernels::<op>_backward`.
+`_C_cuda` for CUDA tensors implement `tnt_kernels::<op>` and `tnt_kernels::<op>_backward`. A
+backend whose kernels serve the same device beside those registers a namespace of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .checks import autocast_dtype
 from .reference import SPECS
-from .spec import OpSpec
+from .spec import Args, OpSpec
 
 NAMESPACE = "tnt_kernels"
 AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -34,9 +36,19 @@ class _SizesOnly:
         return count
 
 
-def operator(name: str) -> Any:
-    """The default overload of `tnt_kernels::<name>`."""
-    return getattr(torch.ops.tnt_kernels, name).default
+def operator(name: str, namespace: str = NAMESPACE) -> Any:
+    """The default overload of `<namespace>::<name>`."""
+    return getattr(getattr(torch.ops, namespace), name).default
+
+
+def call(op: str, args: Args, namespace: str = NAMESPACE) -> Tensor:
+    """Run `<namespace>::<op>`; asks for what backward needs when a gradient will be wanted."""
+    if SPECS[op].flag is None:
+        return operator(op, namespace)(*args.values())
+    will_differentiate = torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in args.values()
+    )
+    return operator(op, namespace)(*args.values(), will_differentiate)[0]
 
 
 def _named(spec: OpSpec, values: Sequence[Any]) -> dict:
@@ -53,7 +65,7 @@ def _backward_names(spec: OpSpec) -> tuple:
     return tuple(part.split()[-1] for part in arguments.split(","))
 
 
-def _register_fakes(spec: OpSpec) -> None:
+def _register_fakes(spec: OpSpec, namespace: str) -> None:
     def forward(*values: Any) -> Any:
         return spec.fake(_named(spec, values))
 
@@ -64,11 +76,11 @@ def _register_fakes(spec: OpSpec) -> None:
         num_weights = _total(spec.weight_shapes(args)) if args["need_dw"] else 0
         return dx, activation.new_empty((num_weights,), dtype=torch.float32)
 
-    torch.library.register_fake(f"{NAMESPACE}::{spec.name}", forward)
-    torch.library.register_fake(f"{NAMESPACE}::{spec.name}_backward", backward)
+    torch.library.register_fake(f"{namespace}::{spec.name}", forward)
+    torch.library.register_fake(f"{namespace}::{spec.name}_backward", backward)
 
 
-def _register_autograd(spec: OpSpec) -> None:
+def _register_autograd(spec: OpSpec, namespace: str) -> None:
     names = spec.argument_names
 
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -95,7 +107,7 @@ def _register_autograd(spec: OpSpec) -> None:
         if dy is not None and (need_dx or need_dw):
             if spec.passthrough and needs[spec.passthrough]:
                 grads[spec.passthrough] = dy
-            dx, dw = operator(f"{spec.name}_backward")(
+            dx, dw = operator(f"{spec.name}_backward", namespace)(
                 dy, *spec.backward_values(args, second), need_dx, need_dw
             )
             if need_dx:
@@ -113,9 +125,9 @@ def _register_autograd(spec: OpSpec) -> None:
         )
 
     torch.library.register_autograd(
-        f"{NAMESPACE}::{spec.name}", backward, setup_context=setup_context
+        f"{namespace}::{spec.name}", backward, setup_context=setup_context
     )
-    torch.library.register_autograd(f"{NAMESPACE}::{spec.name}_backward", refuse)
+    torch.library.register_autograd(f"{namespace}::{spec.name}_backward", refuse)
 
 
 def _split(spec: OpSpec, args: dict, needs: dict, dw: Tensor) -> dict:
@@ -131,13 +143,13 @@ def _split(spec: OpSpec, args: dict, needs: dict, dw: Tensor) -> dict:
 
 def cast_for_autocast(x: Tensor) -> Tensor:
     """`x` as autocast on its device wants it: float64 and integers are left alone."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype is torch.float64:
+    dtype = autocast_dtype(x.device.type)
+    if dtype is None or x.dtype is torch.float64 or not x.is_floating_point():
         return x
-    return x.to(torch.get_autocast_dtype(device)) if x.is_floating_point() else x
+    return x.to(dtype)
 
 
-def _register_autocast(spec: OpSpec, library: torch.library.Library) -> None:
+def _register_autocast(spec: OpSpec, namespace: str, library: torch.library.Library) -> None:
     # torch.library.register_autocast would cast the weights too, at the cost of a copy and of
     # their precision; the kernels read float32 weights beside 16-bit activations.
     position = spec.argument_names.index(spec.activation)
@@ -150,12 +162,12 @@ def _register_autocast(spec: OpSpec, library: torch.library.Library) -> None:
             cast = list(values)
             cast[position] = cast_for_autocast(cast[position])
             with torch._C._ExcludeDispatchKeyGuard(exclude):
-                return operator(spec.name)(*cast)
+                return operator(spec.name, namespace)(*cast)
 
         library.impl(spec.name, kernel, key)
 
 
-def _register_flops(spec: OpSpec) -> None:
+def _register_flops(spec: OpSpec, namespace: str) -> None:
     def sized(names: Sequence[str], values: Sequence[Any]) -> dict:
         return {
             name: _SizesOnly(value) if isinstance(value, (tuple, list, torch.Size)) else value
@@ -171,23 +183,23 @@ def _register_flops(spec: OpSpec) -> None:
         wanted = bool(args[f"need_d{spec.activation}"]) + bool(args["need_dw"])
         return 2 * wanted * spec.macs(args)
 
-    register_flop_formula(getattr(torch.ops.tnt_kernels, spec.name))(forward)
-    register_flop_formula(getattr(torch.ops.tnt_kernels, f"{spec.name}_backward"))(backward)
+    packets = getattr(torch.ops, namespace)
+    register_flop_formula(getattr(packets, spec.name))(forward)
+    register_flop_formula(getattr(packets, f"{spec.name}_backward"))(backward)
 
 
-def _register_all() -> torch.library.Library:
-    library = torch.library.Library(NAMESPACE, "DEF")
+def register(namespace: str) -> torch.library.Library:
+    """Define every op in `namespace`, without kernels; keep the result alive."""
+    library = torch.library.Library(namespace, "DEF")
     for spec in SPECS.values():
-        library.define(f"{spec.name}{spec.schema}", tags=(torch.Tag.pt2_compliant_tag,))
-        library.define(
-            f"{spec.name}_backward{spec.backward_schema}", tags=(torch.Tag.pt2_compliant_tag,)
-        )
-        _register_fakes(spec)
-        _register_autograd(spec)
-        _register_autocast(spec, library)
-        _register_flops(spec)
+        tags = (torch.Tag.pt2_compliant_tag,)
+        library.define(f"{spec.name}{spec.schema}", tags=tags)
+        library.define(f"{spec.name}_backward{spec.backward_schema}", tags=tags)
+        _register_fakes(spec, namespace)
+        _register_autograd(spec, namespace)
+        _register_autocast(spec, namespace, library)
+        _register_flops(spec, namespace)
     return library
 
 
-_LIBRARY = _register_all()
-"""Keeps the registrations alive for the life of the process."""
+_LIBRARY = register(NAMESPACE)

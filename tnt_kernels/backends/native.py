@@ -9,8 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..library import operator
-from ..reference import SPECS
+from ..library import call as call_operator
 
 EXTENSION_OF_DEVICE = {"cpu": "_C", "cuda": "_C_cuda"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -67,11 +66,5 @@ def refusal(call: Any) -> Optional[str]:
 
 
 def run(op: str, args: Mapping[str, Any]) -> Tensor:
-    """Run `tnt_kernels::<op>`; asks for what backward needs when a gradient will be wanted."""
-    spec = SPECS[op]
-    if spec.flag is None:
-        return operator(op)(*args.values())
-    will_differentiate = torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in args.values()
-    )
-    return operator(op)(*args.values(), will_differentiate)[0]
+    """Run `tnt_kernels::<op>`."""
+    return call_operator(op, args)

@@ -8,6 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from ..checks import autocast_dtype
 from ..reference import SPECS
 
 
@@ -19,6 +20,9 @@ def refusal(call: Any) -> Optional[str]:
 def run(op: str, args: Mapping[str, Any]) -> Tensor:
     """Run the definition of `op` in the dtype of its activation."""
     spec = SPECS[op]
+    device = args[spec.activation].device.type
+    if autocast_dtype(device) is None:
+        return spec.reference(*args.values())
     # The activation is already cast; inside, autocast would mix precisions op by op.
-    with torch.autocast(args[spec.activation].device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         return spec.reference(*args.values())
