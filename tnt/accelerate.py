@@ -251,9 +251,9 @@ def _random_copy(module: nn.Module) -> nn.Module:
             hooks.clear()
     with torch.no_grad():
         for parameter in probe.parameters():
-            fan_in = parameter[0].numel()
-            values = torch.randn(parameter.shape, generator=generator) * fan_in**-0.5
-            parameter.copy_(values if parameter.dim() > 1 else 1 + 0.2 * values)
+            values = torch.randn(parameter.shape, generator=generator)
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
+            parameter.copy_(values * fan_in**-0.5 if fan_in > 1 else 1 + 0.2 * values)
     return probe
 
 

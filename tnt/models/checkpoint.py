@@ -69,7 +69,7 @@ def load_checkpoint(
     if not path.is_file():
         raise FileNotFoundError(f"load_checkpoint: no file {path}; check the path")
     found = _unwrap(_read(path), path, use_ema)
-    found = {_canonical_key(key): value for key, value in found.items()}
+    found = {canonical_key(key): value for key, value in found.items()}
     found.pop(_UNUSED_BY_AUTHORS, None)
     own = model.state_dict()
     if "patch_pos" in found and "patch_pos" in own:
@@ -133,7 +133,7 @@ def _unwrap(content: Any, path: Path, use_ema: bool) -> dict[str, Tensor]:
     return content
 
 
-def _canonical_key(key: str) -> str:
+def canonical_key(key: str) -> str:
     """timm's name of a parameter, without the prefixes of wrappers."""
     while key.startswith(_PREFIXES):
         key = key.split(".", 1)[1]
