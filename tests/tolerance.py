@@ -11,6 +11,13 @@ MODEL_RELATIVE_ERROR = 2e-5
 SAME_MATHS_FLOAT64 = 1e-12
 """Two float64 evaluations of one formula."""
 
+EXP2_RELATIVE_ERROR = 1.8e-7
+GELU_ERROR_PER_UNIT = 2.9e-7
+GELU_TAIL_ERROR = 9.5e-8
+GELU_SLOPE_ERROR = 2.7e-7
+"""The bounds that csrc/cpu/simd.h states for its functions, roundings included: of 2^x relative;
+of gelu(x) per |x|, and absolute for negative x; of its derivative absolute."""
+
 ERROR_RATIO = 2.0
 """A kernel's error is at most this many times that of PyTorch at the same precision."""
 
