@@ -2,7 +2,7 @@
 PYTHON ?= python
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build test lint format bench sanitize clean
+.PHONY: build test lint format bench readme-bench sanitize clean
 
 build:  # compile what changed, into tnt_kernels/
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -22,6 +22,9 @@ format:
 
 bench: build
 	PYTHONPATH=. $(PYTHON) bench/throughput.py
+
+readme-bench:  # README's performance section, from bench/results
+	$(PYTHON) bench/readme.py
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
 # Python itself is not instrumented, so the runtimes are preloaded, and leaks, which would be
