@@ -10,7 +10,7 @@
 //   exp2_nonpositive, gelu, gelu_and_slope
 //   transpose and its kin, for changing between token-major and channel-major
 //
-// Errors with all roundings, held by tests/harness/test_simd_math.py: exp2_nonpositive 1.8e-7
+// Errors with all roundings, held by tests/cpp/test_simd_math.py: exp2_nonpositive 1.8e-7
 // relative; gelu(x) 2.9e-7 |x|, and 9.5e-8 absolute for x < 0; its slope 2.7e-7 absolute.
 //
 // Everything lives in the namespace TNT_ISA, so that no symbol of one instruction set can be merged

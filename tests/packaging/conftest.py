@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from cpp.build import ROOT, import_file
 
 HEADER = "inline __attribute__((always_inline)) float twice(float x) { return 2 * x; }\n"
 KERNEL = """
@@ -46,10 +44,7 @@ STABLE_TORCH_LIBRARY_IMPL(tnt_packaging_test, CPU, m) { m.impl("twice", TORCH_BO
 @pytest.fixture(scope="session")
 def setup_py() -> ModuleType:
     """setup.py's helpers; nothing is built, since it is not run as a program."""
-    spec = importlib.util.spec_from_file_location("tnt_setup_py", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_file("tnt_setup_py", ROOT / "setup.py")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from harness.build import load
+from cpp.build import load
 from tolerance import EXP2_RELATIVE_ERROR, GELU_ERROR_PER_UNIT, GELU_SLOPE_ERROR, GELU_TAIL_ERROR
 
 COUNT = 1 << 20
