@@ -15,7 +15,7 @@ from setuptools.build_meta import *  # noqa: F403  (the hooks that need no chang
 OLDEST_TORCH = (2, 10)
 
 
-def _folder_of_installed_torch() -> str | None:
+def folder_of_installed_torch() -> str | None:
     """The site-packages of the target environment, if it holds torch >= OLDEST_TORCH."""
     for folder in [*site.getsitepackages(), site.getusersitepackages()]:
         for torch in distributions(name="torch", path=[folder]):
@@ -24,8 +24,9 @@ def _folder_of_installed_torch() -> str | None:
     return None
 
 
-def _torch_requirement() -> list[str]:
-    folder = _folder_of_installed_torch()
+def torch_requirement() -> list[str]:
+    """Puts the installed torch on the path; what to install for the build if there is none."""
+    folder = folder_of_installed_torch()
     if folder is None:
         return ["torch>={}.{}".format(*OLDEST_TORCH)]
     if folder not in sys.path:
@@ -34,18 +35,18 @@ def _torch_requirement() -> list[str]:
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return build_meta.get_requires_for_build_wheel(config_settings) + _torch_requirement()
+    return build_meta.get_requires_for_build_wheel(config_settings) + torch_requirement()
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return build_meta.get_requires_for_build_editable(config_settings) + _torch_requirement()
+    return build_meta.get_requires_for_build_editable(config_settings) + torch_requirement()
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    _torch_requirement()
+    torch_requirement()
     return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
-    _torch_requirement()
+    torch_requirement()
     return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
