@@ -1,4 +1,4 @@
-"""build_backend.py: the installed torch is lent to the build; one is asked for only where none is."""
+"""build_backend.py: lends the installed torch to the build, and asks for one only where none is."""
 
 from __future__ import annotations
 
