@@ -44,4 +44,12 @@ const KernelTable& kernels() {
   return table;
 }
 
+bool has_bfloat16_product() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace tnt_kernels::cpu
