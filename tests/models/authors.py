@@ -140,7 +140,7 @@ class AuthorsTNT(nn.Module):
         outer, inner = (outer_dim, outer_num_heads), (inner_dim, inner_num_heads)
         self.blocks = nn.ModuleList(
             Block(outer, inner, num_words, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, rate, se)
-            for rate in torch.linspace(0, drop_path_rate, depth).tolist()
+            for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
         self.norm = nn.LayerNorm(outer_dim)
         self.head = nn.Linear(outer_dim, num_classes) if num_classes > 0 else nn.Identity()
