@@ -29,7 +29,8 @@ readme-bench:  # README's performance section, from bench/results
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
 # Python itself is not instrumented, so the runtimes are preloaded, and leaks, which would be
 # Python's, are not looked for. The tests run from tests/ so that the package of this build is
-# imported, not the one of the checkout. SANITIZE_TESTS picks what to run.
+# imported, not the one of the checkout; capture=sys lets a report through before the process dies.
+# SANITIZE_TESTS picks what to run.
 SANITIZERS = -fsanitize=address,undefined
 SANITIZE_TESTS ?= ops
 SANITIZE_LIB = $(CURDIR)/build/sanitize/lib
@@ -41,7 +42,7 @@ sanitize:
 	cd tests && PYTHONPATH=$(SANITIZE_LIB) \
 	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(PYTHON) -m pytest -q $(SANITIZE_TESTS)
+	$(PYTHON) -m pytest -q --capture=sys $(SANITIZE_TESTS)
 
 clean:
 	rm -rf build dist *.egg-info tnt_kernels/*.so
