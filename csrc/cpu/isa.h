@@ -1,6 +1,7 @@
 // The table of CPU kernels, one per instruction set, and the choice among them at run time.
 #pragma once
 
+#include "cpu/inner_block.h"
 #include "cpu/kernels/pixel_embed.h"
 #include "cpu/kernels/pixel_to_patch.h"
 
@@ -9,6 +10,7 @@ namespace tnt_kernels::cpu {
 // Each op adds its kernels here, and fills them in csrc/cpu/isa/kernel_table.h.
 struct KernelTable {
   const char* name;
+  InnerKernels inner;
   PixelEmbedKernels pixel_embed;
   PixelToPatchKernels pixel_to_patch;
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/isa.h"
+#include "cpu/kernels/inner_kernels.h"
 #include "cpu/kernels/pixel_embed_bwd.h"
 #include "cpu/kernels/pixel_embed_fwd.h"
 #include "cpu/kernels/pixel_to_patch_rows.h"
@@ -12,6 +13,7 @@ namespace tnt_kernels::cpu::TNT_ISA {
 KernelTable table() {
   KernelTable table = {};
   table.name = TNT_ISA_NAME;
+  table.inner = inner_kernels();
   table.pixel_embed = pixel_embed_kernels();
   table.pixel_to_patch = pixel_to_patch_kernels();
   return table;

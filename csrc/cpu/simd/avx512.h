@@ -127,6 +127,24 @@ TNT_INLINE void transpose(Vec (&m)[16]) {
   for (int i = 0; i < 16; i += 4) transpose_quads(m[i], m[i + 1], m[i + 2], m[i + 3]);
 }
 
+// Transposes an 8x8 matrix of pairs of floats.
+TNT_INLINE void transpose_pairs(Vec (&m)[8]) {
+  Vec even[4], odd[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(m[2 * i]), b = _mm512_castps_pd(m[2 * i + 1]);
+    even[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));  // columns 0, 2, 4, 6 of two rows
+    odd[i] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+  }
+  transpose_groups(even[0], even[1], even[2], even[3]);
+  transpose_groups(odd[0], odd[1], odd[2], odd[3]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    m[2 * i] = even[i];
+    m[2 * i + 1] = odd[i];
+  }
+}
+
 // Lane j of every 128-bit group, in all four lanes of that group.
 template <int j>
 TNT_INLINE Vec splat_in_quad(Vec a) {
