@@ -18,6 +18,9 @@ GELU_SLOPE_ERROR = 2.7e-7
 """The bounds that csrc/cpu/simd.h states for its functions, roundings included: of 2^x relative;
 of gelu(x) per |x|, and absolute for negative x; of its derivative absolute."""
 
+REORDERED_FLOAT32_SUM = 1e-5
+"""Weight gradients, sums over all tokens of a batch, cut into other parts."""
+
 ERROR_RATIO = 2.0
 """A kernel's error is at most this many times that of PyTorch at the same precision."""
 

@@ -30,8 +30,9 @@ PixelEmbedShape checked_shape(const char* op, const Tensor& images, const Tensor
   s.unfold_first = unfold_first;
   STD_TORCH_CHECK(weight.size(1) == s.in_chans && weight.size(3) == s.kernel && s.kernel % 2 == 1,
                   op, ": weight must be (C, Cin, k, k) with odd k and the channels of images");
-  STD_TORCH_CHECK(s.in_chans > 0 && s.dim > 0 && stride > 0 && patch_h > 0 && patch_w > 0, op,
-                  ": channels, stride and patch size must be positive");
+  STD_TORCH_CHECK(s.in_chans > 0 && s.height > 0 && s.width > 0 && s.dim > 0 && stride > 0 &&
+                      patch_h > 0 && patch_w > 0,
+                  op, ": all sizes but the batch must be positive");
   STD_TORCH_CHECK(patch_h % stride == 0 && patch_w % stride == 0, op,
                   ": stride must divide the patch size");
   STD_TORCH_CHECK(s.height % patch_h == 0 && s.width % patch_w == 0, op,

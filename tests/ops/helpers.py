@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
+from tolerance import assert_error_rule
 from torch import Tensor
 
 from tnt_kernels.backends import BACKENDS
@@ -72,3 +73,27 @@ def output_and_gradients(
         if isinstance(args[name], Tensor) and args[name].requires_grad:
             results[f"gradient of {name}"] = args[name].grad
     return results
+
+
+def _seeds(args: Mapping[str, Any], spec: OpSpec) -> range:
+    """Small tensors are drawn more often: one draw says little about the size of an error."""
+    return range(max(1, min(8, 4096 // max(1, args[spec.activation].numel()))))
+
+
+def assert_parity(
+    backend: str, spec: OpSpec, case: Mapping[str, Any], dtype: torch.dtype, device: str
+) -> None:
+    """Output and every gradient obey the error rule, pooled over seeds; dtypes are the inputs'."""
+    pools: tuple = ({}, {}, {})
+    for seed in _seeds(spec.make_args(case, dtype, device), spec):
+        args = spec.make_args(case, dtype, device, seed)
+        kernel = output_and_gradients(backend, spec, as_leaves(spec, args))
+        pytorch = output_and_gradients("reference", spec, as_leaves(spec, args))
+        exact = output_and_gradients("reference", spec, as_leaves(spec, args, torch.float64))
+        assert kernel.keys() == pytorch.keys()
+        for pool, results in zip(pools, (kernel, pytorch, exact)):
+            for name, value in results.items():
+                pool.setdefault(name, []).append(value)
+    for name, values in pools[0].items():
+        assert values[0].dtype is pools[1][name][0].dtype, name
+        assert_error_rule(*(torch.stack(pool[name]) for pool in pools), f"{spec.name} {name}")

@@ -249,7 +249,7 @@ def test_direct_backward_calls_do_not_crash(spec) -> None:
     backward = getattr(torch.ops.tnt_kernels, f"{spec.name}_backward")
     backward(*values)
     for index, value in enumerate(values):
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and value.numel():
             for bad in (value[..., :0], value.flatten()[:1], value.to(torch.int32)):
                 with pytest.raises(RuntimeError, match=spec.name):
                     backward(*values[:index], bad, *values[index + 1 :])

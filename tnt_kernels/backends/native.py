@@ -38,6 +38,9 @@ def _try_to_load(name: str) -> Optional[str]:
     return None
 
 
+_load("_C")  # at once, so that programs that call torch.ops find the CPU kernels
+
+
 @torch.compiler.assume_constant_result
 def extension_problem(op: str, device: str) -> Optional[str]:
     """Why the extension for `device` cannot run `op`, or None; loads it on first use."""
