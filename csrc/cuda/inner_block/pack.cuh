@@ -1,0 +1,225 @@
+// Packs the weights of the inner block into the fragments that its kernels read, and folds into
+// them what need not be done per token: the LayerNorms' affine parts, the softmax scale with
+// log2(e) and, where a head has a pad feature, the bias of proj. One thread packs one unit of one
+// lane.
+#pragma once
+
+#include "cuda/inner_block/config.cuh"
+
+namespace tnt_kernels::cuda {
+
+enum class WeightType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// A weight as the caller holds it: any strides (counted in elements), null if absent.
+struct WeightView {
+  const void* data;
+  int64_t stride[2];
+  WeightType type;
+
+  TNT_DEVICE float at(int row, int column = 0) const {
+    const int64_t offset = row * stride[0] + column * stride[1];
+    if (type == WeightType::kFloat32) return load_float(static_cast<const float*>(data) + offset);
+    const uint32_t bits = load_half_word(static_cast<const uint16_t*>(data) + offset);
+    return type == WeightType::kBFloat16 ? unpack_bf16(bits).lo : unpack_f16(bits).lo;
+  }
+
+  TNT_DEVICE float at_or_zero(int row) const { return data == nullptr ? 0.0f : at(row); }
+};
+
+struct PackParams {
+  WeightView norm1_weight, norm1_bias, qk_weight, qk_bias, v_weight, v_bias, proj_weight, proj_bias;
+  WeightView norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
+  bool has_attention, has_mlp;
+  uint32_t* packed;  // Config::kPackedWords
+};
+
+// A linear layer behind a LayerNorm: its rows scaled by the norm's weight, its bias with the
+// norm's.
+struct NormedLinear {
+  const WeightView &norm_weight, &norm_bias, &weight, &bias;
+  float scale;
+
+  TNT_DEVICE float at(int row, int channel) const {
+    return scale * (weight.at(row, channel) * norm_weight.at(channel));
+  }
+
+  TNT_DEVICE float bias_at(int row, int num_channels) const {
+    float sum = bias.at_or_zero(row);
+    for (int c = 0; c < num_channels; ++c) sum = fma_f32(weight.at(row, c), norm_bias.at(c), sum);
+    return scale * sum;
+  }
+};
+
+template <class Config>
+struct Packer {
+  using Math = typename Config::Math;
+  static constexpr int kDim = Config::kDim, kInputs = Config::kInputs;
+  static constexpr int kNone = -1;  // the row of a pad feature
+
+  const PackParams& params;
+  int lane;
+
+  TNT_DEVICE int g() const { return lane / 4; }
+  TNT_DEVICE int column() const { return lane % 4 * 2; }
+
+  // Feature `index` of a step's group as a row of the weights: kNone for a pad.
+  static TNT_DEVICE int feature(int step, int group, int index) {
+    if (group >= Config::kGroups) return kNone;
+    const int head = step * Config::kStepHeads + group / Config::kHeadGroups;
+    const int in_head = group % Config::kHeadGroups * 8 + index;
+    return in_head < Config::kHeadDim ? head * Config::kHeadDim + in_head : kNone;
+  }
+
+  // Whether it is the pad that is 1 in every value, and of which head.
+  static TNT_DEVICE bool is_one(int group, int index) {
+    return Config::kPadCarriesBias && group < Config::kGroups &&
+           group % Config::kHeadGroups * 8 + index == Config::kHeadDim;
+  }
+
+  // Input channels 2t, 2t + 1 of a group of the row that is output feature `row`.
+  TNT_DEVICE FloatPair normed_pair(const NormedLinear& linear, int row, int input) const {
+    return {normed_element(linear, row, input, 0), normed_element(linear, row, input, 1)};
+  }
+
+  TNT_DEVICE float normed_element(const NormedLinear& linear, int row, int input, int i) const {
+    const int channel = Config::Row::channel(input, column() + i);
+    return row == kNone || channel >= kDim ? 0.0f : linear.at(row, channel);
+  }
+
+  // `rows(group, index)` is the weight's row of an output feature.
+  template <class Layout, class Rows>
+  TNT_DEVICE FloatPair linear_unit(const NormedLinear& linear, int unit, const Rows& rows) const {
+    const auto place = Layout::place(unit);
+    if (place.input == Layout::Block::kFill) return {0.0f, 0.0f};
+    if (place.input != Layout::Block::kBias) {
+      return normed_pair(linear, rows(place.group, g()), place.input);
+    }
+    const int lo = rows(place.group, column()), hi = rows(place.group, column() + 1);
+    return {lo == kNone ? 0.0f : linear.bias_at(lo, kDim),
+            hi == kNone ? 0.0f : linear.bias_at(hi, kDim)};
+  }
+
+  TNT_DEVICE FloatPair attention_unit(int step, int unit) const {
+    const PackParams& p = params;
+    constexpr int kQ = Config::QueryLayout::kUnits, kK = Config::KeyLayout::kUnits;
+    if (unit < kQ) {
+      const NormedLinear q = {p.norm1_weight, p.norm1_bias, p.qk_weight, p.qk_bias,
+                              Config::kSoftmaxScale};
+      return linear_unit<typename Config::QueryLayout>(
+          q, unit, [&](int group, int index) { return feature(step, group, index); });
+    }
+    unit -= kQ;
+    if (unit < kK) {
+      const NormedLinear k = {p.norm1_weight, p.norm1_bias, p.qk_weight, p.qk_bias, 1.0f};
+      return linear_unit<typename Config::KeyLayout>(k, unit, [&](int group, int index) {
+        const int row = feature(step, group, index);
+        return row == kNone ? kNone : kDim + row;
+      });
+    }
+    unit -= kK;
+    if (unit < Config::kValueUnits) return value_unit(step, unit);
+    return proj_unit(step, unit - Config::kValueUnits);
+  }
+
+  TNT_DEVICE FloatPair value_unit(int step, int unit) const {
+    const PackParams& p = params;
+    const NormedLinear v = {p.norm1_weight, p.norm1_bias, p.v_weight, p.v_bias, 1.0f};
+    constexpr int kUnits = 2 * (kInputs + 1);  // of two groups
+    const int group = unit / kUnits * 2 + unit % 2, input = unit % kUnits / 2;
+    const int row = feature(step, group, g());
+    if (input < kInputs) return normed_pair(v, row, input);
+    const float bias = row == kNone ? (is_one(group, g()) ? 1.0f : 0.0f) : v.bias_at(row, kDim);
+    return {bias, bias};
+  }
+
+  TNT_DEVICE FloatPair proj_unit(int step, int unit) const {
+    const int output = Config::Row::channel(unit / Config::kGroups, g());
+    const int group = unit % Config::kGroups;
+    return {proj_element(step, output, group, column()),
+            proj_element(step, output, group, column() + 1)};
+  }
+
+  TNT_DEVICE float proj_element(int step, int output, int group, int index) const {
+    if (output >= kDim) return 0.0f;
+    const int row = feature(step, group, index);
+    if (row != kNone) return params.proj_weight.at(output, row);
+    // The first head carries the bias, the second what rounding took from it.
+    const int head = step * Config::kStepHeads + group / Config::kHeadGroups;
+    if (!is_one(group, index) || head > 1) return 0.0f;
+    const float bias = params.proj_bias.at(output);
+    const float rounded = Math::rounded(bias);
+    return head == 0 ? rounded : bias - rounded;
+  }
+
+  static TNT_DEVICE int hidden_row(int chunk, int group, int index) {
+    const int row = (chunk * Config::kChunkGroups + group) * 8 + index;
+    return row < Config::kHidden ? row : kNone;
+  }
+
+  TNT_DEVICE FloatPair mlp_unit(int chunk, int unit) const {
+    const PackParams& p = params;
+    constexpr float kScale = Gelu<Math>::kHiddenScale;
+    if (unit < Config::Fc1Layout::kUnits) {
+      const NormedLinear fc1 = {p.norm2_weight, p.norm2_bias, p.fc1_weight, p.fc1_bias, kScale};
+      return linear_unit<typename Config::Fc1Layout>(
+          fc1, unit, [&](int group, int index) { return hidden_row(chunk, group, index); });
+    }
+    unit -= Config::Fc1Layout::kUnits;
+    const int output = Config::Row::channel(unit / Config::kChunkGroups, g());
+    const int group = unit % Config::kChunkGroups;
+    const int lo = hidden_row(chunk, group, column()), hi = hidden_row(chunk, group, column() + 1);
+    return {output >= kDim || lo == kNone ? 0.0f : p.fc2_weight.at(output, lo) * (1.0f / kScale),
+            output >= kDim || hi == kNone ? 0.0f : p.fc2_weight.at(output, hi) * (1.0f / kScale)};
+  }
+
+  TNT_DEVICE void store(int word, uint32_t bits) const {
+    params.packed[(word / 4 * 32 + lane) * 4 + word % 4] = bits;
+  }
+
+  TNT_DEVICE void store_unit(int word, const FloatPair& pair) const {
+    const typename Math::Unit unit = Math::unit(pair.lo, pair.hi);
+    for (int i = 0; i < Math::kUnitWords; ++i) store(word + i, unit.w[i]);
+  }
+
+  // A bias per output channel in the layout of a fp32 accumulator.
+  TNT_DEVICE void store_bias(const WeightView& bias, int first, int index) const {
+    const int channel = Config::Row::channel(index / 4, column() + index % 2);
+    store(first + index, as_word(channel < kDim ? bias.at(channel) : 0.0f));
+  }
+};
+
+template <class Config>
+TNT_DEVICE void inner_block_pack_body(const PackParams& params) {
+  constexpr int kUnitWords = Config::Math::kUnitWords;
+  constexpr int kStepUnits = Config::kSteps * Config::kStepUnits;
+  constexpr int kChunkUnits = Config::kChunks * Config::kChunkUnits;
+  constexpr int kItems = kStepUnits + kChunkUnits + 2 * Config::kBiasWords;
+  for (int i = block_id() * block_threads() + thread_id(); i < 32 * kItems;
+       i += num_blocks() * block_threads()) {
+    const Packer<Config> packer = {params, i % 32};
+    int item = i / 32;
+    if (item < kStepUnits) {
+      if (!params.has_attention) continue;
+      const int step = item / Config::kStepUnits, unit = item % Config::kStepUnits;
+      packer.store_unit(step * Config::kStepWords + unit * kUnitWords,
+                        packer.attention_unit(step, unit));
+      continue;
+    }
+    item -= kStepUnits;
+    if (item < kChunkUnits) {
+      if (!params.has_mlp) continue;
+      const int chunk = item / Config::kChunkUnits, unit = item % Config::kChunkUnits;
+      packer.store_unit(Config::kFirstChunk + chunk * Config::kChunkWords + unit * kUnitWords,
+                        packer.mlp_unit(chunk, unit));
+      continue;
+    }
+    item -= kChunkUnits;
+    if (item < Config::kBiasWords) {
+      if (params.has_mlp) packer.store_bias(params.fc2_bias, Config::kFc2Bias, item);
+    } else if (!Config::kPadCarriesBias && params.has_attention) {
+      packer.store_bias(params.proj_bias, Config::kProjBias, item - Config::kBiasWords);
+    }
+  }
+}
+
+}  // namespace tnt_kernels::cuda

@@ -1,0 +1,52 @@
+// An emulated call of the inner block: the kernels' parameters with plain memory behind them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "emulator.h"
+
+namespace emulation {
+
+// A weight's memory from its first to its last element, and how to read it; empty if absent.
+struct Weight {
+  const void* data = nullptr;
+  size_t bytes = 0;
+  int64_t stride[2] = {0, 0};
+  int type = 0;
+};
+
+struct InnerCall {
+  int tokens, dim, heads;
+  int64_t num_patches;
+  bool has_attention, has_mlp;
+  float eps;
+  std::vector<Weight> weights;  // 14, in the order of the schema
+  std::vector<char> x;
+  std::vector<float> drop_path_attn, drop_path_mlp;  // empty: none
+  bool save_mid;
+  int blocks;
+  bool reversed;   // order of warps and lanes
+  bool guard_end;  // where buffers touch a page that faults
+};
+
+struct InnerResult {
+  std::vector<char> out, mid;
+};
+
+// Runs pack and forward; the element type is that of the namespace. Throws Fault.
+namespace bf16 {
+InnerResult run_inner_block(const InnerCall& call);
+std::vector<std::string> names();  // of the compiled bodies
+}  // namespace bf16
+namespace fp16 {
+InnerResult run_inner_block(const InnerCall& call);
+std::vector<std::string> names();
+}  // namespace fp16
+namespace fp32 {
+InnerResult run_inner_block(const InnerCall& call);
+std::vector<std::string> names();
+}  // namespace fp32
+
+}  // namespace emulation
