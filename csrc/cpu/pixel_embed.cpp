@@ -37,7 +37,7 @@ PixelEmbedShape checked_shape(const char* op, const Tensor& images, const Tensor
                   ": stride must divide the patch size");
   STD_TORCH_CHECK(s.height % patch_h == 0 && s.width % patch_w == 0, op,
                   ": height and width of images must be multiples of the patch size");
-  pixel_embed_complete(s);
+  pixel_embed_complete(s, dtype_of(images));
   STD_TORCH_CHECK(s.tile_size < (int64_t{1} << 31), op, ": the patch is too large");
   return s;
 }

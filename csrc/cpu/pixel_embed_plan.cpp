@@ -41,7 +41,7 @@ std::vector<int64_t> pixel_embed_blocks(const PixelEmbedKernels& kernels, int64_
   return blocks;
 }
 
-void pixel_embed_complete(PixelEmbedShape& s) {
+void pixel_embed_complete(PixelEmbedShape& s, DType dtype) {
   constexpr int64_t kTileFloats = 10 * 1024;  // of a group: most of a first-level cache
   s.padding = s.kernel / 2;
   s.grid_h = s.height / s.patch_h;
@@ -52,7 +52,11 @@ void pixel_embed_complete(PixelEmbedShape& s) {
   // one more column, for the pair that begins at the last one
   s.tile_stride = (s.cols - 1) * s.stride + s.kernel + 1;
   s.tile_size = s.in_chans * s.tile_h * s.tile_stride;
-  s.group = std::clamp<int64_t>(kTileFloats / s.tile_size, 1, 8);
+  const int64_t plane = s.height * s.width;
+  s.in_place = s.unfold_first && dtype == DType::kFloat32 && s.in_chans * plane < INT32_MAX;
+  s.row_stride = s.in_place ? s.width : s.tile_stride;
+  s.channel_stride = s.in_place ? plane : s.tile_h * s.tile_stride;
+  s.group = std::clamp<int64_t>(kTileFloats / s.tile_size, 1, kMaxPixelGroup);
 }
 
 PixelEmbedClasses::PixelEmbedClasses(const PixelEmbedShape& shape) : shape_(shape) {
@@ -63,12 +67,14 @@ PixelEmbedClasses::PixelEmbedClasses(const PixelEmbedShape& shape) : shape_(shap
       Class c{y.first, y.last, x.first, x.last, {}, {}, {}};
       for (int64_t channel = 0; channel < shape.in_chans; ++channel) {
         for (int64_t ky = y.first; ky < y.last; ++ky) {
-          c.row_offsets.push_back((channel * shape.tile_h + ky) * shape.tile_stride + x.first);
+          c.row_offsets.push_back(channel * shape.channel_stride +
+                                  (ky - shape.padding) * shape.row_stride + x.first -
+                                  shape.padding);
         }
       }
       for (int64_t row : y.positions) {
         for (int64_t col : x.positions) {
-          c.token_offsets.push_back((row * shape.tile_stride + col) * shape.stride);
+          c.token_offsets.push_back((row * shape.row_stride + col) * shape.stride);
           c.tokens.push_back(row * shape.cols + col);
         }
       }

@@ -12,7 +12,7 @@ namespace tnt_kernels::cpu {
 std::vector<int64_t> pixel_embed_blocks(const PixelEmbedKernels& kernels, int64_t dim);
 
 // Fills in what follows from the sizes of the tensors and the options.
-void pixel_embed_complete(PixelEmbedShape& shape);
+void pixel_embed_complete(PixelEmbedShape& shape, DType images);
 
 // The classes of tokens of PixelEmbedForward and their packed weights.
 class PixelEmbedClasses {

@@ -8,6 +8,9 @@
 
 namespace tnt_kernels::cpu {
 
+// Patches of a group, at most.
+constexpr int64_t kMaxPixelGroup = 8;
+
 struct PixelEmbedShape {
   int64_t batch, in_chans, height, width;
   int64_t dim, kernel, padding, stride;
@@ -17,6 +20,10 @@ struct PixelEmbedShape {
   int64_t tile_size;            // floats of a tile, all channels
   int64_t group;                // patches whose tiles are worked on together
   bool unfold_first;
+  // Forward reads float images in place when they are unfolded first: no window that it looks at
+  // then leaves its patch. The strides are those of what it reads, the images or the tiles.
+  bool in_place;
+  int64_t row_stride, channel_stride;
 
   int64_t tokens() const { return rows * cols; }
   int64_t patches() const { return batch * grid_h * grid_w; }
@@ -26,8 +33,9 @@ struct PixelEmbedShape {
 // Tokens of a patch whose windows overlap it in the same taps. The other taps meet zero padding and
 // are left out: with 16x16 patches, stride 4 and k = 7 that saves a fifth of the work.
 struct PixelEmbedClass {
-  const int32_t* row_offsets;    // (num_rows,) first pixel of each window row within the tile
-  const int32_t* token_offsets;  // (num_tokens,) corner of each token's window within the tile
+  const int32_t*
+      row_offsets;  // (num_rows,) first pixel of each window row, from the window's corner
+  const int32_t* token_offsets;  // (num_tokens,) corner of each token's window, from the patch's
   const int32_t* tokens;         // (num_tokens,) token index within the patch
   int64_t num_rows, num_pairs, num_tokens;
   bool odd;              // one column is left over after num_pairs pairs

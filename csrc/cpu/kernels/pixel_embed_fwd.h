@@ -49,10 +49,12 @@ TNT_INLINE void pixel_embed_step(Vec (&acc)[Q][NV], const float*& weights, Pair 
   }
 }
 
-// sums[q][...] = the channels of Q tokens, NV * kLanes / 2 each, rounded up to whole vectors.
-template <int NV, int Q>
-TNT_INLINE void pixel_embed_windows(const PixelEmbedClass& c, const float* weights,
-                                    const float* const* windows, float* sums) {
+// sums[q][...] = the channels of Q tokens, NV * kLanes / 2 each, rounded up to whole vectors. PAIRS
+// is c.num_pairs, or -1 where that is not known to the compiler.
+template <int NV, int Q, int PAIRS>
+__attribute__((noinline)) void pixel_embed_windows(const PixelEmbedClass& c, const float* weights,
+                                                   const float* const* windows, float* sums) {
+  const int64_t num_pairs = PAIRS >= 0 ? PAIRS : c.num_pairs;
   Vec acc[Q][NV];
   const float* x[Q];
 #pragma GCC unroll 8
@@ -61,15 +63,18 @@ TNT_INLINE void pixel_embed_windows(const PixelEmbedClass& c, const float* weigh
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[q][v] = zero();
   }
-  auto row_pairs = [&](int64_t first) {
-    for (int64_t t = first; t < first + 2 * c.num_pairs; t += 2) {
-      pixel_embed_step<NV, Q>(acc, weights, [&](int q) { return splat_pair(x[q] + t); });
+  auto row_pairs = [&](int64_t first) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int64_t t = 0; t < num_pairs; ++t) {
+      pixel_embed_step<NV, Q>(acc, weights,
+                              [&](int q) { return splat_pair(x[q] + first + 2 * t); });
     }
   };
-  const int64_t last = 2 * c.num_pairs;
-  int64_t row = 0;
-  for (; row + 2 <= c.num_rows; row += 2) {
-    const int64_t upper = c.row_offsets[row], lower = c.row_offsets[row + 1];
+  const int64_t last = 2 * num_pairs;
+  const int32_t* row = c.row_offsets;
+  const int32_t* const rows_end = row + c.num_rows;
+  for (; row + 2 <= rows_end; row += 2) {
+    const int64_t upper = row[0], lower = row[1];
     row_pairs(upper);
     row_pairs(lower);
     if (c.odd) {
@@ -78,8 +83,8 @@ TNT_INLINE void pixel_embed_windows(const PixelEmbedClass& c, const float* weigh
       });
     }
   }
-  if (row < c.num_rows) {
-    const int64_t first = c.row_offsets[row];
+  if (row < rows_end) {
+    const int64_t first = row[0];
     row_pairs(first);
     // The odd lanes are zero: what lies right of the window may not be finite.
     if (c.odd) {
@@ -97,11 +102,21 @@ TNT_INLINE void pixel_embed_windows(const PixelEmbedClass& c, const float* weigh
   }
 }
 
+// The models' 7x7 windows have 3 pairs and an odd column, or 2 pairs at the left border.
+template <int NV, int Q>
+TNT_INLINE void pixel_embed_windows(const PixelEmbedClass& c, const float* weights,
+                                    const float* const* windows, float* sums) {
+  if (c.num_pairs == 3) return pixel_embed_windows<NV, Q, 3>(c, weights, windows, sums);
+  if (c.num_pairs == 2) return pixel_embed_windows<NV, Q, 2>(c, weights, windows, sums);
+  return pixel_embed_windows<NV, Q, -1>(c, weights, windows, sums);
+}
+
 // The windows of one class in `patches` tiles, for one block of channels.
 template <class T, int NV>
 TNT_INLINE void pixel_embed_class(const PixelEmbedForward& p, const PixelEmbedClass& c,
-                                  const float* weights, int64_t first_channel, const float* tiles,
-                                  int64_t first_patch, int64_t patches) {
+                                  const float* weights, int64_t first_channel,
+                                  const float* const* corners, int64_t first_patch, int64_t patches,
+                                  PixelPrefetch<T>& prefetch) {
   constexpr int Q = pixel_block_tokens<NV>();
   constexpr int kSums = (NV + 1) / 2;
   const PixelEmbedShape& shape = p.shape;
@@ -117,13 +132,14 @@ TNT_INLINE void pixel_embed_class(const PixelEmbedForward& p, const PixelEmbedCl
     T* rows[Q];
     const float* offsets[Q];
     for (int q = 0; q < count; ++q) {
-      windows[q] = tiles + patch * shape.tile_size + c.token_offsets[token];
+      windows[q] = corners[patch] + c.token_offsets[token];
       rows[q] = out + (patch * shape.tokens() + c.tokens[token]) * shape.dim;
       offsets[q] = p.offsets + c.tokens[token] * p.offsets_stride + first_channel;
       if (++token == c.num_tokens) token = 0, ++patch;
     }
     // A short block repeats its first window; the copies are not stored.
     for (int q = count; q < Q; ++q) windows[q] = windows[0];
+    prefetch.step();
     alignas(64) float sums[Q * kSums * kLanes];
     pixel_embed_windows<NV, Q>(c, weights, windows, sums);
     for (int q = 0; q < count; ++q) {
@@ -142,13 +158,24 @@ TNT_INLINE void pixel_embed_class(const PixelEmbedForward& p, const PixelEmbedCl
 template <class T>
 void pixel_embed_fwd_kernel(const PixelEmbedForward& p, int64_t first, int64_t last, float* tiles) {
   const PixelEmbedShape& shape = p.shape;
-  for (int64_t i = 0; i < shape.group * shape.tile_size; ++i) tiles[i] = 0;
+  const T* images = static_cast<const T*>(p.images);
+  const float* corners[kMaxPixelGroup];
+  if (!shape.in_place) {
+    for (int64_t i = 0; i < shape.group * shape.tile_size; ++i) tiles[i] = 0;
+  }
   for (int64_t patch = first; patch < last; patch += shape.group) {
     const int64_t patches = last - patch < shape.group ? last - patch : shape.group;
     for (int64_t i = 0; i < patches; ++i) {
-      pixel_load_tile(shape, static_cast<const T*>(p.images), patch + i,
-                      tiles + i * shape.tile_size);
+      if (shape.in_place) {
+        const float* pixels = static_cast<const float*>(p.images);
+        corners[i] = pixels + pixel_patch_offset(shape, patch + i);
+      } else {
+        float* tile = tiles + i * shape.tile_size;
+        pixel_load_tile(shape, images, patch + i, tile);
+        corners[i] = tile + shape.padding * (shape.row_stride + 1);
+      }
     }
+    PixelPrefetch<T> prefetch(shape, images, patch + patches, last);
     for (int64_t i = 0; i < p.num_classes; ++i) {
       const PixelEmbedClass& c = p.classes[i];
       const int64_t steps = c.num_rows * c.num_pairs + (c.odd ? (c.num_rows + 1) / 2 : 0);
@@ -156,7 +183,8 @@ void pixel_embed_fwd_kernel(const PixelEmbedForward& p, int64_t first, int64_t l
       int64_t channel = 0;
       for (int64_t b = 0; b < p.num_blocks; ++b) {
         auto run = [&](auto nv) {
-          pixel_embed_class<T, decltype(nv)::value>(p, c, weights, channel, tiles, patch, patches);
+          pixel_embed_class<T, decltype(nv)::value>(p, c, weights, channel, corners, patch, patches,
+                                                    prefetch);
         };
         visit_vectors(p.blocks[b], run);
         weights += steps * p.blocks[b] * kLanes;
