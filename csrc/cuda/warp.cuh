@@ -79,7 +79,12 @@ TNT_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 TNT_DEVICE uint32_t as_word(float value) { return __float_as_uint(value); }
 
 TNT_DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-TNT_DEVICE float fma_sat_f32(float a, float b, float c) { return __saturatef(__fmaf_rn(a, b, c)); }
+// Clamped to [0, 1]; NaN becomes 0.
+TNT_DEVICE float fma_sat_f32(float a, float b, float c) {
+  float y;
+  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+  return y;
+}
 TNT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }  // the one that is not NaN
 TNT_DEVICE float erf_f32(float x) { return erff(x); }
 
@@ -99,13 +104,6 @@ TNT_DEVICE float rcp_approx(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-// The nearest tf32 number, as float32.
-TNT_DEVICE float round_tf32(float x) {
-  uint32_t y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-  return __uint_as_float(y);
 }
 
 // ---- Pairs of 16-bit floats, the first in the low half ------------------------------------------
@@ -211,7 +209,7 @@ TNT_DEVICE void warp_mma_f16_k16(Words<2>& d, const Words<2>& a0, const Words<2>
 }
 
 // d += a b with tf32 operands: a is 16 x 8 with rows g, g + 8 of column t, then of column t + 4; b
-// is 8 x 8 with rows t and t + 4 of column g. Only the upper 19 bits of an operand count.
+// is 8 x 8 with rows t and t + 4 of column g. The lower 13 bits of an operand must be 0.
 TNT_DEVICE void warp_mma_tf32_k8(float (&d)[4], float a0, float a1, float a2, float a3, float b0,
                                  float b1) {
   asm volatile(

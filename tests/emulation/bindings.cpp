@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "inner_block.h"
+#include "self_test.h"
 
 namespace py = pybind11;
 
@@ -58,6 +59,17 @@ PYBIND11_MODULE(emulated_kernels, m) {
   m.def("inner_block", &inner_block, py::arg("dtype"), py::arg("sizes"), py::arg("x"),
         py::arg("weights"), py::arg("halves"), py::arg("drop_path"), py::arg("eps"),
         py::arg("save_mid"), py::arg("blocks"), py::arg("reversed"), py::arg("guard_end"));
+  m.def("misuses", [] {
+    std::vector<std::string> names;
+    for (const auto& [name, body] : emulation::misuses()) names.push_back(name);
+    return names;
+  });
+  m.def("run_misuse", [](const std::string& name) {
+    emulation::run({1, 2, 64, false}, emulation::misuses().at(name));
+  });
+  m.def("shared_memory_works", [](int warps, bool reversed) {
+    return emulation::shared_memory_works({3, warps, 64, reversed});
+  });
   m.def("names", [] {
     return py::dict(py::arg("bfloat16") = emulation::bf16::names(),
                     py::arg("float16") = emulation::fp16::names(),

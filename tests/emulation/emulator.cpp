@@ -34,7 +34,7 @@ struct Warp {
 struct Machine {
   const std::function<void()>* body = nullptr;
   std::vector<std::unique_ptr<Warp>> warps;
-  std::vector<char> stacks;
+  char* stacks = nullptr;
   uint32_t* shared = nullptr;
   Fiber* current = nullptr;
   int lane_step = 1;
@@ -110,7 +110,7 @@ void prepare_block(const Launch& launch, int block) {
       fiber.thread = {lane, w, block, launch.warps, launch.blocks};
       fiber.started = false;
       getcontext(&fiber.start);
-      fiber.start.uc_stack.ss_sp = machine->stacks.data() + (w * kLanes + lane) * kStackBytes;
+      fiber.start.uc_stack.ss_sp = machine->stacks + (w * kLanes + lane) * kStackBytes;
       fiber.start.uc_stack.ss_size = kStackBytes;
       fiber.start.uc_link = nullptr;
       makecontext(&fiber.start, finish_thread, 0);
@@ -145,7 +145,8 @@ void run(const Launch& launch, const std::function<void()>& body) {
   Machine here;
   here.body = &body;
   here.lane_step = launch.reversed ? kLanes - 1 : 1;
-  here.stacks.resize(launch.warps * kLanes * kStackBytes);
+  const GuardedBuffer stacks(launch.warps * kLanes * kStackBytes, true);
+  here.stacks = static_cast<char*>(stacks.data());
   for (int w = 0; w < launch.warps; ++w) here.warps.push_back(std::make_unique<Warp>());
   const GuardedBuffer shared(launch.shared_bytes, true);
   here.shared = static_cast<uint32_t*>(shared.data());

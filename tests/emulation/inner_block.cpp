@@ -1,5 +1,6 @@
 // Emulator shells of the inner block's kernels, compiled once per element type: TNT_DTYPE is its
-// name in csrc/cuda, TNT_NAMESPACE the namespace of these functions.
+// name in csrc/cuda, TNT_NAMESPACE the namespace of these functions. TNT_CONFIGS may name fewer
+// configurations than are shipped, for builds that test faults.
 #include "inner_block.h"
 
 #include <cstring>
@@ -13,7 +14,11 @@ namespace emulation::TNT_NAMESPACE {
 namespace {
 
 using namespace tnt_kernels::cuda;
+#ifdef TNT_CONFIGS
+using Configs = TNT_CONFIGS;
+#else
 using Configs = InnerConfigs<TNT_DTYPE>;
+#endif
 
 // Guarded copies of a call's inputs.
 class Inputs {

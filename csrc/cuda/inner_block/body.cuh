@@ -87,6 +87,8 @@ TNT_DEVICE void warp_attention_half(const uint32_t* weights, float eps,
   for (int i = 0; i < kTiles; ++i) {
     warp_layer_norm<typename Config::Row, Config::kDim, Math>(x[i], eps, normed[i]);
   }
+  float branch[kTiles][kInputs][4] = {};
+  float (&sum)[kTiles][kInputs][4] = Math::kSumsOntoResidual ? x : branch;
   if constexpr (!Config::kPadCarriesBias) {
     WeightStream<Math> stream(weights, Config::kProjBias);
 #pragma unroll
@@ -94,7 +96,7 @@ TNT_DEVICE void warp_attention_half(const uint32_t* weights, float eps,
       const float bias = stream.number();
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
-        x[i][j / 4][j % 4] = fma_f32(scale[i][j % 4 / 2], bias, x[i][j / 4][j % 4]);
+        sum[i][j / 4][j % 4] = fma_f32(scale[i][j % 4 / 2], bias, sum[i][j / 4][j % 4]);
       }
     }
   }
@@ -118,7 +120,14 @@ TNT_DEVICE void warp_attention_half(const uint32_t* weights, float eps,
       typename Math::Unit w[kGroups];
       stream.units(w);
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) multiply_add<Math>(x[i][n], heads[i], w);
+      for (int i = 0; i < kTiles; ++i) multiply_add<Math>(sum[i][n], heads[i], w);
+    }
+  }
+  if constexpr (!Math::kSumsOntoResidual) {
+#pragma unroll
+    for (int j = 0; j < kTiles * kInputs * 4; ++j) {
+      const int i = j / 4 / kInputs, n = j / 4 % kInputs, e = j % 4;
+      x[i][n][e] += branch[i][n][e];
     }
   }
 }

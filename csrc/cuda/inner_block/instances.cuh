@@ -1,6 +1,8 @@
 // The one list of inner-block kernels that are compiled, and how each uses the machine.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/inner_block/config.cuh"
 
 namespace tnt_kernels::cuda {
@@ -13,10 +15,10 @@ struct Tuning {
 
 template <class Dtype>
 constexpr Tuning tuning(int tokens, int dim) {
-  constexpr bool kSingle = Dtype::kPairWords == 2;
+  const bool bf16 = std::is_same_v<Dtype, BFloat16>, fp16 = std::is_same_v<Dtype, Float16>;
   if (tokens == 64) return {4, 4, 2};
-  if (dim == 24) return kSingle ? Tuning{1, 8, 1} : Tuning{2, 8, 2};
-  if (dim == 40) return kSingle ? Tuning{1, 8, 1} : Tuning{3, 8, 1};
+  if (dim == 24) return bf16 ? Tuning{2, 8, 2} : fp16 ? Tuning{1, 8, 2} : Tuning{1, 8, 1};
+  if (dim == 40) return bf16 ? Tuning{3, 8, 1} : fp16 ? Tuning{2, 8, 1} : Tuning{1, 8, 1};
   return {1, 8, 1};
 }
 

@@ -25,6 +25,8 @@ struct Tile {
 // Operands of all 16-bit arithmetic: a unit is one register.
 struct HalfOperands {
   static constexpr int kUnitWords = 1;
+  // Branches are summed in fp32 straight onto the residual: its roundings are far below 16 bits.
+  static constexpr bool kSumsOntoResidual = true;
   using Unit = Words<1>;
   using Tile = cuda::Tile<1>;
 
@@ -103,6 +105,7 @@ struct StrictHalf : HalfOperands {
 
 struct Single {
   static constexpr int kUnitWords = 2;
+  static constexpr bool kSumsOntoResidual = false;
   using Unit = Words<2>;
   using Tile = cuda::Tile<2>;
 
@@ -125,21 +128,20 @@ struct Single {
 
   static TNT_DEVICE Tile finish(const Acc& acc) { return tile(acc.sum); }
 
+  // x = hi + lo, up to 2^-21 of it. Where hi is not a number's (NaN, infinity), lo is NaN.
+  static TNT_DEVICE void split(float x, float& hi, float& lo) {
+    constexpr uint32_t kTf32Bits = 0xffffe000u, kHalfUnit = 0x1000u;
+    hi = as_float((as_word(x) + kHalfUnit) & kTf32Bits);
+    lo = as_float(as_word(x - hi) & kTf32Bits);
+  }
+
   // a b = a_hi b_hi + a_hi b_lo + a_lo b_hi, the small products first.
   static TNT_DEVICE void mma(float (&acc)[4], const Tile& a, const Unit& b) {
     float a_hi[4], a_lo[4], b_hi[2], b_lo[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float value = as_float(a.rows[i % 2].w[i / 2]);
-      a_hi[i] = round_tf32(value);
-      a_lo[i] = round_tf32(value - a_hi[i]);
-    }
+    for (int i = 0; i < 4; ++i) split(as_float(a.rows[i % 2].w[i / 2]), a_hi[i], a_lo[i]);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float value = as_float(b.w[i]);
-      b_hi[i] = round_tf32(value);
-      b_lo[i] = round_tf32(value - b_hi[i]);
-    }
+    for (int i = 0; i < 2; ++i) split(as_float(b.w[i]), b_hi[i], b_lo[i]);
     warp_mma_tf32_k8(acc, a_lo[0], a_lo[1], a_lo[2], a_lo[3], b_hi[0], b_hi[1]);
     warp_mma_tf32_k8(acc, a_hi[0], a_hi[1], a_hi[2], a_hi[3], b_lo[0], b_lo[1]);
     warp_mma_tf32_k8(acc, a_hi[0], a_hi[1], a_hi[2], a_hi[3], b_hi[0], b_hi[1]);

@@ -96,10 +96,6 @@ inline float exp2_approx(float x) { return flush(std::exp2(flush(x))); }
 inline float rsqrt_approx(float x) { return flush(1.0f / std::sqrt(flush(x))); }
 inline float rcp_approx(float x) { return flush(1.0f / flush(x)); }
 
-inline float round_tf32(float x) {
-  return std::isnan(x) ? x : as_float((as_word(x) + 0x1000u) & 0xffffe000u);
-}
-
 // ---- Pairs of 16-bit floats, the first in the low half ------------------------------------------
 
 inline uint32_t half_bits(double x) {
@@ -274,14 +270,16 @@ inline void warp_mma_f16_k16(Words<2>& d, const Words<2>& a0, const Words<2>& a1
   half_sum_mma<16>(kMmaHalfSum16, d, a, b);
 }
 
-inline float upper_19_bits(float x) { return as_float(as_word(x) & 0xffffe000u); }
+inline float check_tf32(float x) {
+  if ((as_word(x) & 0x1fffu) != 0) emulation::fail("an mma operand is not a tf32 number");
+  return x;
+}
 
 inline void warp_mma_tf32_k8(float (&d)[4], float a0, float a1, float a2, float a3, float b0,
                              float b1) {
-  MmaArguments<8> arguments = {
-      {upper_19_bits(a0), upper_19_bits(a1), upper_19_bits(a2), upper_19_bits(a3)},
-      {upper_19_bits(b0), upper_19_bits(b1)},
-      {d[0], d[1], d[2], d[3]}};
+  MmaArguments<8> arguments = {{check_tf32(a0), check_tf32(a1), check_tf32(a2), check_tf32(a3)},
+                               {check_tf32(b0), check_tf32(b1)},
+                               {d[0], d[1], d[2], d[3]}};
   emulation::collective(kMmaTf32, &arguments, execute_mma<8, true, false>);
   memcpy(d, arguments.d, sizeof d);
 }

@@ -1,0 +1,64 @@
+"""Compiles the emulator around the kernel bodies of csrc/cuda, or around a changed copy of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "emulation"
+HERE = "tests/emulation"
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS += ["-Wno-unknown-pragmas", f"-I{HERE}"]  # the twin of cuda/warp.cuh is found first
+NAMESPACES = {"BFloat16": "bf16", "Float16": "fp16", "Float32": "fp32"}
+
+
+def import_file(name: str, path: Path) -> ModuleType:
+    """The module at `path`, be it Python or compiled."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class EmulatorBuild:
+    """Collects modules to compile; `run` compiles what changed."""
+
+    def __init__(self, folder: str):
+        import pybind11
+
+        setup_py = import_file("tnt_setup_py", ROOT / "setup.py")
+        self.cxx = setup_py.cxx()
+        self.ninja = setup_py.NinjaFile(BUILD / folder)
+        include = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
+        self.common = [
+            self.compile("bindings.cpp", "common", [*FLAGS, "-Icsrc", *include]),
+            self.compile("emulator.cpp", "common", FLAGS),
+            self.compile("self_test.cpp", "common", [*FLAGS, "-Icsrc"]),
+        ]
+
+    def compile(self, source: str, library: str, flags: Sequence[str]) -> Path:
+        return self.ninja.compile(f"{HERE}/{source}", library, [*self.cxx, *flags])
+
+    def add(self, name: str, csrc: str = "csrc", configs: str = "") -> Path:
+        """The module whose bodies come from `csrc`, with the named configurations if any."""
+        objects = list(self.common)
+        for dtype, namespace in NAMESPACES.items():
+            flags = [*FLAGS, f"-I{csrc}", f"-DTNT_DTYPE={dtype}", f"-DTNT_NAMESPACE={namespace}"]
+            flags += [f"-DTNT_CONFIGS={configs}"] if configs else []
+            objects.append(self.compile("inner_block.cpp", f"{name}-{namespace}", flags))
+        output = self.ninja.build_dir / name
+        output = output / ("emulated_kernels" + sysconfig.get_config_var("EXT_SUFFIX"))
+        self.ninja.link(output, objects, [])
+        return output
+
+    def run(self) -> None:
+        self.ninja.run()
+
+
+def load(path: Path) -> ModuleType:
+    """Import a module that was compiled."""
+    return import_file("emulated_kernels", path)

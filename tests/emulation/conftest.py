@@ -1,0 +1,27 @@
+"""The emulated kernels, compiled once per session, and the report on what ran."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+from emulation import calls
+from emulation.build import EmulatorBuild, load
+
+
+@pytest.fixture(scope="session")
+def kernels() -> ModuleType:
+    """The emulator with every kernel body of csrc/cuda."""
+    pytest.importorskip("pybind11")
+    build = EmulatorBuild("kernels")
+    path = build.add("all")
+    build.run()
+    return load(path)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many kernel bodies the emulator ran, and how many planted faults it caught."""
+    if calls.executed:
+        bodies = f"{len(calls.executed)} of {len(calls.BODIES)} kernel bodies executed"
+        faults = f"{len(calls.caught)} of {calls.planted} planted faults caught"
+        terminalreporter.write_line(f"emulation: {bodies}; {faults}")

@@ -1,0 +1,70 @@
+// Small bodies that misuse the machine, each in one way: the emulator must stop every one.
+#include "self_test.h"
+
+#include "cuda/warp.cuh"
+
+namespace emulation {
+namespace {
+
+using namespace tnt_kernels::cuda;
+
+void divergent_shuffle() {
+  if (lane_id() < 16) warp_shuffle_xor<1>(1.0f);
+}
+
+void shuffles_with_different_masks() {
+  if (lane_id() % 2 == 0) {
+    warp_shuffle_xor<1>(1.0f);
+  } else {
+    warp_shuffle_xor<2>(1.0f);
+  }
+}
+
+void barrier_in_one_warp() {
+  if (warp_id() == 0) block_sync();
+}
+
+void barrier_in_half_a_warp() {
+  if (lane_id() < 16) block_sync();
+}
+
+void misaligned_vector_load() { load_words<4>(dynamic_shared() + 2); }
+
+void read_past_shared_memory() {
+  volatile float last = load_float(dynamic_shared() + 16);
+  static_cast<void>(last);
+}
+
+void operand_that_is_no_tf32() {
+  float d[4] = {};
+  warp_mma_tf32_k8(d, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0000001f);
+}
+
+}  // namespace
+
+std::map<std::string, void (*)()> misuses() {
+  return {{"divergent shuffle", divergent_shuffle},
+          {"shuffles with different masks", shuffles_with_different_masks},
+          {"barrier in one warp", barrier_in_one_warp},
+          {"barrier in half a warp", barrier_in_half_a_warp},
+          {"misaligned vector load", misaligned_vector_load},
+          {"read past shared memory", read_past_shared_memory},
+          {"operand that is no tf32 number", operand_that_is_no_tf32}};
+}
+
+// Each warp writes a word of shared memory, passes the barrier and reads the next warp's.
+bool shared_memory_works(const Launch& launch) {
+  bool good = true;
+  run(launch, [&] {
+    uint32_t* words = dynamic_shared();
+    if (words[warp_id()] != 0xffffffffu && lane_id() == 0) good = false;  // poison
+    warp_shuffle_xor<1>(0.0f);
+    words[warp_id()] = static_cast<uint32_t>(warp_id());
+    block_sync();
+    const int next = (warp_id() + 1) % launch.warps;
+    if (words[next] != static_cast<uint32_t>(next)) good = false;
+  });
+  return good;
+}
+
+}  // namespace emulation
