@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if TRITON_INTERPRETED:
+    import interpreter
+
+    interpreter.install()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the op and model tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
+    """Triton's tests run where Triton does: on a GPU, or on the CPU under its interpreter."""
+    if TRITON_INTERPRETED or config.getoption("--device") != "cpu":
+        return
+    elsewhere = [item for item in items if _backend(item) == "triton"]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if _backend(item) != "triton"]
+
+
+def _backend(item: pytest.Item) -> object:
+    return getattr(item, "callspec", None) and item.callspec.params.get("backend")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,6 @@
 A backend is a module with `refusal(call) -> Optional[str]` and `run(op, args) -> Tensor`.
 """
 
-from . import native, reference
+from . import native, reference, triton
 
-BACKENDS = {"native": native, "reference": reference}
+BACKENDS = {"native": native, "triton": triton, "reference": reference}
