@@ -36,7 +36,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", nargs="+", type=int)
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--tasks", nargs="+", choices=("inference", "training"))
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compiled contestants too (default: for inference, unless --quick)",
+    )
     parser.add_argument("--rounds", type=int, help="timed runs of each contestant")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--photo", type=Path, help="image file instead of the bundled photo")
@@ -52,8 +56,11 @@ def parse() -> argparse.Namespace:
     args.models = args.models or (["tnt_s", "deit_s"] if quick else list(contestants.MODELS))
     args.batch_sizes = args.batch_sizes or ([256] if on_gpu else [8])
     args.tasks = args.tasks or ["inference", "training"]
-    args.compile = (not quick) if args.compile is None else args.compile
-    args.rounds = args.rounds or ((50 if on_gpu else 10) if not quick else 5)
+    if args.compile is None:
+        args.compile_tasks = [] if quick else ["inference"]
+    else:
+        args.compile_tasks = args.tasks if args.compile else []
+    args.rounds = args.rounds or (50 if on_gpu else 5)
     return args
 
 
@@ -124,7 +131,7 @@ def measure(task: str, dtype: str, batch_size: int, args: argparse.Namespace) ->
     rows = [
         row
         for name in args.models
-        for row in contestants.build(name, args.img_size, args.device, args.compile)
+        for row in contestants.build(name, args.img_size, args.device, task in args.compile_tasks)
     ]
     check_agreement(rows, batch, args.device, dtype)
     calls, peaks = {}, {}
