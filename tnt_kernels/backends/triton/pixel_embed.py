@@ -114,10 +114,10 @@ def pixel_embed_fwd_kernel(
             images_ptr, tokens, grid_h, grid_w, stride_b, stride_c, stride_h, stride_w,
             rows, columns, valid, KERNEL, STRIDE, PATCH_H, PATCH_W, UNFOLD_FIRST,
         )  # fmt: skip
-        offsets = channels[:, None] * (IN_CHANS * KERNEL * KERNEL)
-        offsets += (rows * KERNEL + columns)[None, :]
+        taps = channels[:, None] * (IN_CHANS * KERNEL * KERNEL)
+        taps += (rows * KERNEL + columns)[None, :]
         mask = (channels < C)[:, None] & valid[None, :]
-        weight = tl.load(weight_ptr + offsets, mask=mask, other=0.0)
+        weight = tl.load(weight_ptr + taps, mask=mask, other=0.0)
         embedded += dot(windows, tl.trans(weight), DTYPE, PRECISION)
     store_rows(out_ptr, embedded, tokens, exists, C, BLOCK_C)
 
@@ -151,7 +151,7 @@ def pixel_embed_bwd_dw_kernel(
     DTYPE: tl.constexpr = images_ptr.dtype.element_ty
     first = tl.program_id(1) * (BLOCK_TAPS // ROW)
     rows, columns, valid = window_taps(first, IN_CHANS, KERNEL, ROW, BLOCK_TAPS)
-    dweight = tl.zeros((BLOCK_C, BLOCK_TAPS), dtype=tl.float32)
+    dweight = tl.zeros((BLOCK_TAPS, BLOCK_C), dtype=tl.float32)
     num_tiles = tl.cdiv(num_tokens, BLOCK_TOKENS)
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         tokens, exists = clamped_rows(tile, num_tokens, BLOCK_TOKENS)
@@ -160,12 +160,12 @@ def pixel_embed_bwd_dw_kernel(
             rows, columns, valid, KERNEL, STRIDE, PATCH_H, PATCH_W, UNFOLD_FIRST,
         )  # fmt: skip
         dy = load_existing_rows(dy_ptr, tokens, exists, C, BLOCK_C)
-        dweight += dot(tl.trans(dy), windows, DTYPE, PRECISION)
-    channels = tl.arange(0, BLOCK_C)[:, None]
+        dweight += dot(tl.trans(windows), dy, DTYPE, PRECISION)
+    channels = tl.arange(0, BLOCK_C)[None, :]
     size = IN_CHANS * KERNEL * KERNEL
-    offsets = channels * size + (rows * KERNEL + columns)[None, :]
+    offsets = channels * size + (rows * KERNEL + columns)[:, None]
     out_ptr = partial_ptr + tl.program_id(0).to(tl.int64) * (C * size)
-    tl.store(out_ptr + offsets, dweight, mask=(channels < C) & valid[None, :])
+    tl.store(out_ptr + offsets, dweight, mask=(channels < C) & valid[:, None])
 
 
 @triton.jit

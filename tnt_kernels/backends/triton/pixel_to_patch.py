@@ -20,8 +20,9 @@ from .pixel_to_patch_kernels import (
     normalise_kernel,
     pixel_to_patch_fwd_kernel,
     projection_bwd_kernel,
+    update_kernel,
 )
-from .tilings import PROGRAMS, fold_tiling, pixel_to_patch_tiling, rows_tiling
+from .tilings import PROGRAMS, WIDEST_ROW, fold_tiling, pixel_to_patch_tiling, rows_tiling
 
 
 class _Folded(NamedTuple):
@@ -76,6 +77,53 @@ def _split_columns(outer_dim: int) -> tuple:
     return half, power_of_two(rest)
 
 
+def _project(
+    x: Tensor, folded: _Folded, is_folded: bool, eps: float, projection: Optional[Tensor],
+    update: Optional[tuple],
+) -> None:  # fmt: skip
+    """Run the product; `update` is None or (gamma2, beta2, patch_tokens, out, patches)."""
+    outer_dim, width = folded.weight.shape
+    gamma2, beta2, patch_tokens, out, patches = update or (None, None, None, None, 1)
+    tiling = pixel_to_patch_tiling(x.dtype, architecture(x), whole_rows=update is not None)
+    block_d, rest_d, column_blocks = *_split_columns(outer_dim), 1
+    if update is None:
+        block_d, rest_d, column_blocks = 128, 0, triton.cdiv(outer_dim, 128)
+    launch(
+        pixel_to_patch_fwd_kernel,
+        (triton.cdiv(x.shape[0], tiling.rows), column_blocks),
+        tiling,
+        *(x, *folded, gamma2, beta2, patch_tokens, out, projection),
+        *(x.shape[0], patches, eps),
+        D=outer_dim,
+        K=width,
+        FOLDED=is_folded,
+        UPDATE=update is not None,
+        PRECISION=precision(x),
+        BLOCK_P=tiling.rows,
+        BLOCK_K=tiling.columns,
+        BLOCK_D=block_d,
+        REST_D=rest_d,
+    )
+
+
+def _update(
+    projection: Tensor, gamma2: Optional[Tensor], beta2: Optional[Tensor],
+    patch_tokens: Optional[Tensor], out: Tensor, patches: int, eps: float,
+) -> None:  # fmt: skip
+    num_patches, outer_dim = projection.shape
+    block = power_of_two(outer_dim)
+    tiling = rows_tiling(block, architecture(projection))
+    launch(
+        update_kernel,
+        (triton.cdiv(num_patches, tiling.rows),),
+        tiling,
+        *(projection, gamma2, beta2, patch_tokens, out, num_patches, patches, eps),
+        D=outer_dim,
+        BLOCK_P=tiling.rows,
+        BLOCK_D=block,
+    )
+
+
 def _contiguous(*tensors: Optional[Tensor]) -> list:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
@@ -99,37 +147,29 @@ def pixel_to_patch(
     )  # fmt: skip
     gamma1, beta1, weight, bias, gamma2, beta2 = weights
     num_patches, outer_dim, width = pixels.shape[0], *weight.shape
-    projection = None
-    if save_projection and gamma2 is not None:
-        projection = pixels.new_empty((num_patches, outer_dim))
+    keeps = save_projection and gamma2 is not None
     if patch_tokens is None:
         out, patches = pixels.new_empty((num_patches, outer_dim)), 1
     else:
         out, patches = torch.empty_like(patch_tokens), patch_tokens.shape[1] - 1
     if num_patches == 0:
         out = out if patch_tokens is None else patch_tokens.clone()
+        return out, pixels.new_empty((0, outer_dim) if keeps else 0)
+
+    whole_rows = outer_dim <= WIDEST_ROW
+    projection = pixels.new_empty((num_patches, outer_dim) if keeps or not whole_rows else 0)
+    folded = _fold(gamma1, beta1, weight, bias, pixels.dtype)
+    is_folded = gamma1.shape[0] == width
+    x = pixels if is_folded else _normalise(pixels, gamma1.shape[0], eps)
+    update = (gamma2, beta2, patch_tokens, out, patches)
+    if patch_tokens is not None:
+        out[:, 0] = patch_tokens[:, 0]
+    if whole_rows:
+        _project(x, folded, is_folded, eps, projection if keeps else None, update)
     else:
-        folded = _fold(gamma1, beta1, weight, bias, pixels.dtype)
-        per_patch = gamma1.shape[0] == width
-        x = pixels if per_patch else _normalise(pixels, gamma1.shape[0], eps)
-        block_d, rest_d = _split_columns(outer_dim)
-        tiling = pixel_to_patch_tiling(pixels.dtype, block_d + rest_d, architecture(pixels))
-        launch(
-            pixel_to_patch_fwd_kernel,
-            (triton.cdiv(num_patches, tiling.rows),),
-            tiling,
-            *(x, *folded, gamma2, beta2, patch_tokens, out, projection),
-            *(num_patches, patches, eps),
-            D=outer_dim,
-            K=width,
-            FOLDED=per_patch,
-            PRECISION=precision(pixels),
-            BLOCK_P=tiling.rows,
-            BLOCK_K=tiling.columns,
-            BLOCK_D=block_d,
-            REST_D=rest_d,
-        )
-    return out, (pixels.new_empty(0) if projection is None else projection)
+        _project(x, folded, is_folded, eps, projection, None)
+        _update(projection, *update, eps)
+    return out, (projection if keeps else pixels.new_empty(0))
 
 
 def _projection_backward(

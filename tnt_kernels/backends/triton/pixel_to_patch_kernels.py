@@ -1,8 +1,11 @@
 """Kernels of pixel_to_patch, Z = Z + LN2(FC(LN1(Vec(Y)))) (arXiv 2103.00112, Eq. 8).
 
 LN1 over the whole patch is folded into the product: with W' = W gamma1, z = rstd (x W'^T - mean
-colsum(W')) + b', so that the product reads the pixels as they are. The columns of the output are
-held in two blocks, BLOCK_D + REST_D >= D, because a block is a power of two and 384 is not.
+colsum(W')) + b', so that the product reads the pixels as they are.
+
+Where one program can hold a row of the output, LN2 and the sum are in the product's kernel; the
+columns are then held in two blocks, BLOCK_D + REST_D >= D, because a block is a power of two and
+384 is not. Otherwise programs own BLOCK_D columns each and a second kernel does the rest.
 """
 
 import triton
@@ -83,6 +86,14 @@ def squares(z, mean, first, D: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def store_columns(ptr, z, rows, exists, first, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Write BLOCK columns of (rows, D)."""
+    columns = first + tl.arange(0, BLOCK)[None, :]
+    mask = exists[:, None] & (columns < D)
+    tl.store(ptr + rows[:, None] * D + columns, z.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def update_columns(
     z,
     mean,
@@ -98,7 +109,7 @@ def update_columns(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = tokens + LN2(z) in BLOCK columns; the first patch of an image copies the class row."""
+    """out = tokens + LN2(z) in BLOCK columns."""
     columns = first + tl.arange(0, BLOCK)[None, :]
     mask = exists[:, None] & (columns < D)
     if norm2_weight_ptr is not None:
@@ -107,13 +118,9 @@ def update_columns(
         z = (z - mean[:, None]) * rstd[:, None] * gamma + beta
     if tokens_ptr is not None:
         rows = rows + rows // patches + 1  # one class row in front of every image
-        is_first = rows % (patches + 1) == 1
-        offsets = (rows - 1)[:, None] * D + columns
-        class_mask = mask & is_first[:, None]
-        tl.store(out_ptr + offsets, tl.load(tokens_ptr + offsets, mask=class_mask), mask=class_mask)
-        z += tl.load(tokens_ptr + offsets + D, mask=mask, other=0.0).to(tl.float32)
-    offsets = rows[:, None] * D + columns
-    tl.store(out_ptr + offsets, z.to(out_ptr.dtype.element_ty), mask=mask)
+        tokens = tl.load(tokens_ptr + rows[:, None] * D + columns, mask=mask, other=0.0)
+        z += tokens.to(tl.float32)
+    store_columns(out_ptr, z, rows, exists, first, D, BLOCK)
 
 
 @triton.jit
@@ -124,7 +131,7 @@ def pixel_to_patch_fwd_kernel(
     norm2_weight_ptr,  # (D,) or None
     norm2_bias_ptr,
     tokens_ptr,  # (P / patches * (patches + 1), D) or None
-    out_ptr,  # as tokens, or (P, D) without tokens
+    out_ptr,  # as tokens, or (P, D) without tokens; None unless UPDATE
     projection_ptr,  # (P, D) or None
     num_patches,
     patches,
@@ -132,15 +139,17 @@ def pixel_to_patch_fwd_kernel(
     D: tl.constexpr,
     K: tl.constexpr,
     FOLDED: tl.constexpr,
+    UPDATE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     REST_D: tl.constexpr,
 ):
-    """All columns of BLOCK_P rows of Z: product, LN2, sum."""
+    """The product for BLOCK_P patches; with UPDATE also LN2 and the sum, on all columns."""
     DTYPE: tl.constexpr = pixels_ptr.dtype.element_ty
     rows, exists = clamped_rows(tl.program_id(0), num_patches, BLOCK_P)
+    begin = tl.program_id(1) * BLOCK_D
     inner = tl.arange(0, BLOCK_K)[None, :]
     shift = tl.zeros((BLOCK_P,), dtype=tl.float32)
     if FOLDED:
@@ -155,7 +164,7 @@ def pixel_to_patch_fwd_kernel(
     for first in tl.range(0, K, BLOCK_K):
         inside = first + inner < K
         x = tl.load(pixels_ptr + rows[:, None] * K + first + inner, mask=inside, other=0.0)
-        weight = load_matrix(folded_ptr, 0, D, first, K, K, BLOCK_D, BLOCK_K)
+        weight = load_matrix(folded_ptr, begin, D, first, K, K, BLOCK_D, BLOCK_K)
         z += dot(x, tl.trans(weight), DTYPE, PRECISION)
         if REST_D > 0:
             weight = load_matrix(folded_ptr, BLOCK_D, D, first, K, K, REST_D, BLOCK_K)
@@ -167,38 +176,58 @@ def pixel_to_patch_fwd_kernel(
     mean = total / K
     rstd = tl.rsqrt(total_squares / K - mean * mean + eps)
     mean += shift
-    z = product_columns(z, mean, rstd, sums_ptr, 0, D, BLOCK_D, FOLDED)
+    z = product_columns(z, mean, rstd, sums_ptr, begin, D, BLOCK_D, FOLDED)
     if REST_D > 0:
         z_rest = product_columns(z_rest, mean, rstd, sums_ptr, BLOCK_D, D, REST_D, FOLDED)
     if projection_ptr is not None:
-        columns = tl.arange(0, BLOCK_D)[None, :]
-        mask = exists[:, None] & (columns < D)
-        offsets = rows[:, None] * D + columns
-        tl.store(projection_ptr + offsets, z.to(DTYPE), mask=mask)
+        store_columns(projection_ptr, z, rows, exists, begin, D, BLOCK_D)
         if REST_D > 0:
-            columns = BLOCK_D + tl.arange(0, REST_D)[None, :]
-            mask = exists[:, None] & (columns < D)
-            offsets = rows[:, None] * D + columns
-            tl.store(projection_ptr + offsets, z_rest.to(DTYPE), mask=mask)
-    if norm2_weight_ptr is not None:
-        # Columns beyond D are zero: their weights, sums and biases are.
-        mean = tl.sum(z, axis=1)
+            store_columns(projection_ptr, z_rest, rows, exists, BLOCK_D, D, REST_D)
+    if UPDATE:
+        if norm2_weight_ptr is not None:
+            # Columns beyond D are zero: their weights, sums and biases are.
+            mean = tl.sum(z, axis=1)
+            if REST_D > 0:
+                mean += tl.sum(z_rest, axis=1)
+            mean /= D
+            variance = squares(z, mean, 0, D, BLOCK_D)
+            if REST_D > 0:
+                variance += squares(z_rest, mean, BLOCK_D, D, REST_D)
+            rstd = tl.rsqrt(variance / D + eps)
+        update_columns(
+            z, mean, rstd, norm2_weight_ptr, norm2_bias_ptr, tokens_ptr, out_ptr,
+            rows, exists, patches, 0, D, BLOCK_D,
+        )  # fmt: skip
         if REST_D > 0:
-            mean += tl.sum(z_rest, axis=1)
-        mean /= D
-        variance = squares(z, mean, 0, D, BLOCK_D)
-        if REST_D > 0:
-            variance += squares(z_rest, mean, BLOCK_D, D, REST_D)
-        rstd = tl.rsqrt(variance / D + eps)
+            update_columns(
+                z_rest, mean, rstd, norm2_weight_ptr, norm2_bias_ptr, tokens_ptr, out_ptr,
+                rows, exists, patches, BLOCK_D, D, REST_D,
+            )  # fmt: skip
+
+
+@triton.jit
+def update_kernel(
+    projection_ptr,  # (P, D)
+    norm2_weight_ptr,  # (D,) or None
+    norm2_bias_ptr,
+    tokens_ptr,  # as in pixel_to_patch_fwd_kernel
+    out_ptr,
+    num_patches,
+    patches,
+    eps,
+    D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """LN2 and the sum, where the product's programs did not see whole rows."""
+    rows, exists = clamped_rows(tl.program_id(0), num_patches, BLOCK_P)
+    z = load_rows(projection_ptr, rows, D, BLOCK_D)
+    mean = tl.sum(z, axis=1) / D
+    rstd = tl.rsqrt(squares(z, mean, 0, D, BLOCK_D) / D + eps)
     update_columns(
         z, mean, rstd, norm2_weight_ptr, norm2_bias_ptr, tokens_ptr, out_ptr,
         rows, exists, patches, 0, D, BLOCK_D,
     )  # fmt: skip
-    if REST_D > 0:
-        update_columns(
-            z_rest, mean, rstd, norm2_weight_ptr, norm2_bias_ptr, tokens_ptr, out_ptr,
-            rows, exists, patches, BLOCK_D, D, REST_D,
-        )  # fmt: skip
 
 
 @triton.jit

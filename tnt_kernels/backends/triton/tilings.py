@@ -20,6 +20,9 @@ class Tiling(NamedTuple):
 # of a large chip. A constant, so that gradients do not depend on the size of the chip.
 PROGRAMS = 128
 
+# Longest row of pixel_to_patch's output that a program holds: more does not fit its registers.
+WIDEST_ROW = 512
+
 
 def inner_tiling(kernel: str, dtype: torch.dtype, block_c: int, span: int, arch: str) -> Tiling:
     """Tiling of a kernel of the inner block; rows are a multiple of `span`."""
@@ -48,13 +51,15 @@ def rows_tiling(block: int, arch: str) -> Tiling:
     return Tiling(rows=max(1, (65536 if arch == "interpreter" else 4096) // block), num_warps=4)
 
 
-def pixel_to_patch_tiling(dtype: torch.dtype, columns: int, arch: str) -> Tiling:
-    """Tiling of the product, which holds all `columns` of its output at once."""
-    return Tiling(rows=64, num_warps=8, num_stages=3, columns=64)
+def pixel_to_patch_tiling(dtype: torch.dtype, arch: str, whole_rows: bool) -> Tiling:
+    """Tiling of the product, over rows of up to WIDEST_ROW elements or over parts of rows."""
+    if whole_rows:
+        return Tiling(rows=64, num_warps=8, num_stages=3, columns=32)
+    return Tiling(rows=128, num_warps=8, num_stages=3, columns=64)
 
 
 def pixel_embed_tiling(block_c: int, arch: str) -> Tiling:
     """Tiling of the convolution; columns are taps."""
     if arch == "interpreter":
         return Tiling(rows=256, num_warps=1, columns=64)
-    return Tiling(rows=64, num_warps=4, columns=64)
+    return Tiling(rows=64, num_warps=4, columns=32)
