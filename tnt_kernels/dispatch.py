@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .backends import BACKENDS
 from .checks import autocast_dtype
-from .library import cast_for_autocast
+from .library import cast_for_autocast, will_differentiate
 from .reference import SPECS
 
 ENVIRONMENT_VARIABLE = "TNT_KERNELS_BACKEND"
@@ -35,6 +35,7 @@ class Call(NamedTuple):
     device: str
     dtype: torch.dtype
     dims: Mapping[str, int]
+    differentiable: bool = False  # whether backward may follow
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def describe(op: str, args: Mapping[str, Any]) -> Call:
     """The description of a call from its named arguments, autocast included."""
     spec = SPECS[op]
     x = args[spec.activation]
-    return Call(op, x.device.type, _dtype_after_autocast(x), spec.dims(args))
+    dtype = _dtype_after_autocast(x)
+    return Call(op, x.device.type, dtype, spec.dims(args), will_differentiate(args))
 
 
 def _dtype_after_autocast(x: Tensor) -> torch.dtype:

@@ -41,14 +41,18 @@ def operator(name: str, namespace: str = NAMESPACE) -> Any:
     return getattr(getattr(torch.ops, namespace), name).default
 
 
+def will_differentiate(args: Args) -> bool:
+    """Whether a gradient of what is computed from these arguments can be asked for."""
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in args.values()
+    )
+
+
 def call(op: str, args: Args, namespace: str = NAMESPACE) -> Tensor:
     """Run `<namespace>::<op>`; asks for what backward needs when a gradient will be wanted."""
     if SPECS[op].flag is None:
         return operator(op, namespace)(*args.values())
-    will_differentiate = torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in args.values()
-    )
-    return operator(op, namespace)(*args.values(), will_differentiate)[0]
+    return operator(op, namespace)(*args.values(), will_differentiate(args))[0]
 
 
 def _named(spec: OpSpec, values: Sequence[Any]) -> dict:

@@ -36,7 +36,7 @@ class Inputs {
   WeightView add(const Weight& weight) {
     return {add(weight.data, weight.bytes),
             {weight.stride[0], weight.stride[1]},
-            static_cast<WeightType>(weight.type)};
+            static_cast<DType>(weight.type)};
   }
 
  private:

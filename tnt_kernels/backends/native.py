@@ -14,6 +14,9 @@ from ..library import call as call_operator
 EXTENSION_OF_DEVICE = {"cpu": "_C", "cuda": "_C_cuda"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU_TOKENS = (4, 16, 64)
+CUDA_SIZES = ((16, 24), (16, 40), (64, 6), (4, 96))  # (S, C), as in inner_block/instances.cuh
+CUDA_HEADS = (1, 2, 4, 8)
+CUDA_CAPABILITY = (8, 0)
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 _load_results: dict = {}
@@ -53,6 +56,12 @@ def extension_problem(op: str, device: str) -> Optional[str]:
     return None
 
 
+@torch.compiler.assume_constant_result
+def cuda_capability() -> tuple:
+    """Compute capability of the current GPU; (0, 0) where there is none."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+
+
 def refusal(call: Any) -> Optional[str]:
     """Why the compiled kernels do not take `call`, or None when they do."""
     if call.device not in EXTENSION_OF_DEVICE:
@@ -60,11 +69,33 @@ def refusal(call: Any) -> Optional[str]:
     problem = extension_problem(call.op, call.device)
     if problem is not None:
         return problem
+    if call.differentiable:
+        problem = extension_problem(f"{call.op}_backward", call.device)
+        if problem is not None:
+            return f"{problem}, and a gradient is wanted"
     if call.dtype not in DTYPES:
         dtype = str(call.dtype).removeprefix("torch.")
         return f"dtype {dtype} is not one of float32, bfloat16, float16"
+    if call.device == "cuda":
+        return _cuda_refusal(call.dims)
     if call.op in ("inner_attention", "inner_block") and call.dims["S"] not in CPU_TOKENS:
         return f"S={call.dims['S']} tokens per patch is not one of 4, 16, 64"
+    return None
+
+
+def _cuda_refusal(dims: Mapping[str, int]) -> Optional[str]:
+    """What the CUDA kernels of the inner block do not take."""
+    if cuda_capability() < CUDA_CAPABILITY:
+        found, needed = (".".join(map(str, c)) for c in (cuda_capability(), CUDA_CAPABILITY))
+        return f"the GPU has compute capability {found}; the kernels need {needed} or later"
+    tokens, dim = dims["S"], dims["C"]
+    if (tokens, dim) not in CUDA_SIZES:
+        sizes = ", ".join(map(str, CUDA_SIZES))
+        return f"(S, C) = ({tokens}, {dim}) is not one of {sizes}"
+    if dims.get("heads", 1) not in CUDA_HEADS:
+        return f"{dims['heads']} heads are not one of 1, 2, 4, 8"
+    if dims.get("H", 4 * dim) != 4 * dim:
+        return f"hidden width H={dims['H']} is not 4 C"
     return None
 
 

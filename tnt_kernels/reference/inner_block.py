@@ -180,6 +180,8 @@ def _dims(args: Args) -> dict:
     dims = {"S": args["x"].shape[1], "C": args["x"].shape[2]}
     if "num_heads" in args:
         dims["heads"] = args["num_heads"]
+    if "fc1_weight" in args:
+        dims["H"] = args["fc1_weight"].shape[0]
     return dims
 
 

@@ -100,7 +100,7 @@ TNT_DEVICE void warp_attention_half(const uint32_t* weights, float eps,
       }
     }
   }
-#pragma unroll Config::kSteps <= 4 ? Config::kSteps : 1
+#pragma unroll Config::kUnrollSteps
   for (int step = 0; step < Config::kSteps; ++step) {
     WeightStream<Math> stream(weights, step * Config::kStepWords);
     QueryKeyValue<Math, kGroups> qkv[kTiles];
@@ -152,7 +152,7 @@ TNT_DEVICE void warp_mlp_half(const uint32_t* weights, float eps,
   for (int i = 0; i < kTiles; ++i) {
     warp_layer_norm<typename Config::Row, Config::kDim, Math>(x[i], eps, normed[i]);
   }
-#pragma unroll Config::kChunks <= 5 ? Config::kChunks : 1
+#pragma unroll Config::kUnrollChunks
   for (int chunk = 0; chunk < Config::kChunks; ++chunk) {
     WeightStream<Math> stream(weights, Config::kFirstChunk + chunk * Config::kChunkWords);
     typename Math::Tile hidden[kTiles][kChunk];

@@ -1,6 +1,7 @@
 // One configuration of the inner block: sizes, element type, and the order of its packed weights.
 #pragma once
 
+#include "cuda/inner_block/params.h"
 #include "cuda/tile/activation.cuh"
 #include "cuda/tile/attention.cuh"
 
@@ -52,6 +53,12 @@ struct InnerConfig {
   static constexpr int kChunkGroups = 4;
   static constexpr int kChunks = (kHidden + 8 * kChunkGroups - 1) / (8 * kChunkGroups);
 
+  // 16-bit kernels of the paper's models are straight code; where that is long and gains little
+  // (three products for one, wide C), loops keep it in the instruction cache.
+  static constexpr bool kStraight = Math::kUnitWords == 1 && kDim <= 40;
+  static constexpr int kUnrollSteps = kStraight ? kSteps : 1;
+  static constexpr int kUnrollChunks = kStraight ? kChunks : 1;
+
   // Packed weights, in units per lane. A step: [q][k][v: rows of two groups, interleaved; their
   // biases][proj]; a chunk: [fc1][fc2]. Both end on a multiple of 4 words. Then, in fp32 as
   // accumulators start, the biases of fc2 and, where no pad carries it, of proj.
@@ -79,18 +86,6 @@ struct InnerConfig {
   // KB), else through the L1 cache, which serves the same 16-byte reads.
   static constexpr bool kWeightsInShared = kPackedWords * 4 <= 99 * 1024;
   static constexpr int kSharedBytes = kWeightsInShared ? kPackedWords * 4 : 0;
-};
-
-struct ForwardParams {
-  const void* x;                // (P, S, C)
-  void* mid;                    // Eq. 6's result, or null
-  void* out;                    // (P, S, C)
-  const uint32_t* weights;      // packed
-  const float* drop_path_attn;  // (P) or null
-  const float* drop_path_mlp;   // (P) or null
-  int64_t num_patches;          // P
-  float eps;
-  bool has_attention, has_mlp;  // both: the whole block
 };
 
 }  // namespace tnt_kernels::cuda

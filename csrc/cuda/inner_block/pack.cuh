@@ -8,30 +8,14 @@
 
 namespace tnt_kernels::cuda {
 
-enum class WeightType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// A weight as the caller holds it: any strides (counted in elements), null if absent.
-struct WeightView {
-  const void* data;
-  int64_t stride[2];
-  WeightType type;
-
-  TNT_DEVICE float at(int row, int column = 0) const {
-    const int64_t offset = row * stride[0] + column * stride[1];
-    if (type == WeightType::kFloat32) return load_float(static_cast<const float*>(data) + offset);
-    const uint32_t bits = load_half_word(static_cast<const uint16_t*>(data) + offset);
-    return type == WeightType::kBFloat16 ? unpack_bf16(bits).lo : unpack_f16(bits).lo;
+TNT_DEVICE float weight_at(const WeightView& weight, int row, int column = 0) {
+  const int64_t offset = row * weight.stride[0] + column * weight.stride[1];
+  if (weight.type == DType::kFloat32) {
+    return load_float(static_cast<const float*>(weight.data) + offset);
   }
-
-  TNT_DEVICE float at_or_zero(int row) const { return data == nullptr ? 0.0f : at(row); }
-};
-
-struct PackParams {
-  WeightView norm1_weight, norm1_bias, qk_weight, qk_bias, v_weight, v_bias, proj_weight, proj_bias;
-  WeightView norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
-  bool has_attention, has_mlp;
-  uint32_t* packed;  // Config::kPackedWords
-};
+  const uint32_t bits = load_half_word(static_cast<const uint16_t*>(weight.data) + offset);
+  return weight.type == DType::kBFloat16 ? unpack_bf16(bits).lo : unpack_f16(bits).lo;
+}
 
 // A linear layer behind a LayerNorm: its rows scaled by the norm's weight, its bias with the
 // norm's.
@@ -40,12 +24,13 @@ struct NormedLinear {
   float scale;
 
   TNT_DEVICE float at(int row, int channel) const {
-    return scale * (weight.at(row, channel) * norm_weight.at(channel));
+    return scale * (weight_at(weight, row, channel) * weight_at(norm_weight, channel));
   }
 
   TNT_DEVICE float bias_at(int row, int num_channels) const {
-    float sum = bias.at_or_zero(row);
-    for (int c = 0; c < num_channels; ++c) sum = fma_f32(weight.at(row, c), norm_bias.at(c), sum);
+    float sum = bias.data == nullptr ? 0.0f : weight_at(bias, row);
+    for (int c = 0; c < num_channels; ++c)
+      sum = fma_f32(weight_at(weight, row, c), weight_at(norm_bias, c), sum);
     return scale * sum;
   }
 };
@@ -142,11 +127,11 @@ struct Packer {
   TNT_DEVICE float proj_element(int step, int output, int group, int index) const {
     if (output >= kDim) return 0.0f;
     const int row = feature(step, group, index);
-    if (row != kNone) return params.proj_weight.at(output, row);
+    if (row != kNone) return weight_at(params.proj_weight, output, row);
     // The first head carries the bias, the second what rounding took from it.
     const int head = step * Config::kStepHeads + group / Config::kHeadGroups;
     if (!is_one(group, index) || head > 1) return 0.0f;
-    const float bias = params.proj_bias.at(output);
+    const float bias = weight_at(params.proj_bias, output);
     const float rounded = Math::rounded(bias);
     return head == 0 ? rounded : bias - rounded;
   }
@@ -168,8 +153,10 @@ struct Packer {
     const int output = Config::Row::channel(unit / Config::kChunkGroups, g());
     const int group = unit % Config::kChunkGroups;
     const int lo = hidden_row(chunk, group, column()), hi = hidden_row(chunk, group, column() + 1);
-    return {output >= kDim || lo == kNone ? 0.0f : p.fc2_weight.at(output, lo) * (1.0f / kScale),
-            output >= kDim || hi == kNone ? 0.0f : p.fc2_weight.at(output, hi) * (1.0f / kScale)};
+    return {output >= kDim || lo == kNone ? 0.0f
+                                          : weight_at(p.fc2_weight, output, lo) * (1.0f / kScale),
+            output >= kDim || hi == kNone ? 0.0f
+                                          : weight_at(p.fc2_weight, output, hi) * (1.0f / kScale)};
   }
 
   TNT_DEVICE void store(int word, uint32_t bits) const {
@@ -184,7 +171,7 @@ struct Packer {
   // A bias per output channel in the layout of a fp32 accumulator.
   TNT_DEVICE void store_bias(const WeightView& bias, int first, int index) const {
     const int channel = Config::Row::channel(index / 4, column() + index % 2);
-    store(first + index, as_word(channel < kDim ? bias.at(channel) : 0.0f));
+    store(first + index, as_word(channel < kDim ? weight_at(bias, channel) : 0.0f));
   }
 };
 

@@ -27,7 +27,8 @@ struct LinearBlock {
   static constexpr int kBias = -1, kFill = -2;
 
   static constexpr Place place(int unit, int count) {
-    if (unit < count * kEven) return {unit / kEven, unit % kEven};
+    constexpr int kRow = kEven > 0 ? kEven : 1;
+    if (unit < count * kEven) return {unit / kRow, unit % kRow};
     unit -= count * kEven;
     if (kHasBias && unit < 2 * count) return {unit / 2, kBias};
     unit -= kHasBias ? 2 * count : 0;
