@@ -34,6 +34,7 @@ TNT_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 TNT_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a); }
 TNT_INLINE Vec sqrt(Vec a) { return _mm512_sqrt_ps(a); }
 TNT_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a); }
+TNT_INLINE float largest(Vec a) { return _mm512_reduce_max_ps(a); }
 // The first n lanes, zero in the others.
 TNT_INLINE Vec keep_n(Vec a, int n) { return _mm512_maskz_mov_ps(first(n), a); }
 
@@ -43,17 +44,23 @@ TNT_INLINE Vec load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(firs
 TNT_INLINE void store_n(float* p, Vec a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
 
 TNT_INLINE Vec from_bfloat16(__m256i a) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i upper_halves = _mm512_slli_epi32(lane, 16);
+  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, upper_halves,
+                                                            _mm512_castsi256_si512(a)));
 }
 // Round to nearest even; a NaN becomes the quiet NaN that PyTorch writes.
 TNT_INLINE __m256i to_bfloat16(Vec a) {
   const __m512i bits = _mm512_castps_si512(a);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  rounded = _mm512_mask_add_epi32(rounded, odd, bits, _mm512_set1_epi32(0x8000));
   const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
-  return _mm512_cvtepi32_epi16(rounded);
+  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+  const __m256i upper_halves =
+      _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return _mm512_castsi512_si256(
+      _mm512_permutexvar_epi16(_mm512_castsi256_si512(upper_halves), rounded));
 }
 TNT_INLINE __m256i to_float16(Vec a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
 
