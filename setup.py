@@ -41,7 +41,7 @@ KERNEL_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-m
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2_FLAGS]
 AVX512_FLAGS += ["-mprefer-vector-width=512"]
-AMX_FLAGS = [*AVX512_FLAGS, "-mavx512bf16", "-mavx512fp16", "-mamx-tile", "-mamx-bf16"]
+AMX_FLAGS = [*AVX512_FLAGS, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"]
 # Files csrc/cpu/isa/<isa>.cpp and csrc/cpu/isa/<isa>_<anything>.cpp get the flags of <isa>.
 ISA_FLAGS = {"generic": [], "avx2": AVX2_FLAGS, "avx512": AVX512_FLAGS, "amx": AMX_FLAGS}
 

@@ -171,9 +171,15 @@ const float* pack(const InnerPass& pass, const InnerCall& call) {
   return packed;
 }
 
+const InnerPass& forward_pass(const InnerCall& call) {
+  const InnerKernels& inner = kernels().inner;
+  const InnerPass& bfloat16 = inner.bfloat16_forward;
+  return bfloat16.supports != nullptr && bfloat16.supports(call) ? bfloat16 : inner.forward;
+}
+
 void run_forward(const Problem& problem) {
   const InnerCall& call = problem.call;
-  const InnerPass& pass = check_supported(problem, kernels().inner.forward);
+  const InnerPass& pass = check_supported(problem, forward_pass(call));
   if (call.num_patches == 0) return;
   const float* packed = pack(pass, call);
   torch::stable::parallel_for(0, num_chunks(call), 1, [&](int64_t begin, int64_t end) {

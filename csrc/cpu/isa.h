@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/inner_block.h"
+#include "cpu/kernels/outer_attention.h"
 #include "cpu/kernels/pixel_embed.h"
 #include "cpu/kernels/pixel_to_patch.h"
 
@@ -11,6 +12,7 @@ namespace tnt_kernels::cpu {
 struct KernelTable {
   const char* name;
   InnerKernels inner;
+  OuterAttentionKernels outer_attention;
   PixelEmbedKernels pixel_embed;
   PixelToPatchKernels pixel_to_patch;
 };
@@ -31,6 +33,9 @@ KernelTable table();
 }
 namespace avx512 {
 KernelTable table();
+}
+namespace amx {
+InnerPass inner_forward();  // added to the table of avx512
 }
 
 }  // namespace tnt_kernels::cpu
