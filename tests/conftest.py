@@ -7,8 +7,7 @@ import os
 import pytest
 import torch
 
-TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if TRITON_INTERPRETED:
+if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter
 
     interpreter.install()
@@ -20,15 +19,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
     """Triton's tests run where Triton does: on a GPU, or on the CPU under its interpreter."""
-    if TRITON_INTERPRETED or config.getoption("--device") != "cpu":
-        return
-    elsewhere = [item for item in items if _backend(item) == "triton"]
+    from ops.helpers import accelerated
+
+    running = accelerated(config.getoption("--device"))
+    elsewhere = [item for item in items if _backend(item) not in (None, *running)]
     config.hook.pytest_deselected(items=elsewhere)
-    items[:] = [item for item in items if _backend(item) != "triton"]
+    items[:] = [item for item in items if item not in elsewhere]
 
 
 def _backend(item: pytest.Item) -> object:
-    return getattr(item, "callspec", None) and item.callspec.params.get("backend")
+    return item.callspec.params.get("backend") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Optional
 
@@ -16,6 +17,12 @@ from tnt_kernels.spec import OpSpec, case_id
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACCELERATED = tuple(name for name in BACKENDS if name != "reference")
+
+
+def accelerated(device: str) -> tuple:
+    """The accelerated backends that serve a device in this process."""
+    is_triton_here = device != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
+    return tuple(name for name in ACCELERATED if name != "triton" or is_triton_here)
 
 
 def dtype_id(dtype: torch.dtype) -> str:
