@@ -55,7 +55,7 @@ py::tuple inner_block(const std::string& dtype, std::tuple<int, int, int> sizes,
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, m) {
-  py::register_exception<emulation::Fault>(m, "Fault", PyExc_RuntimeError);
+  py::register_local_exception<emulation::Fault>(m, "Fault", PyExc_RuntimeError);
   m.def("inner_block", &inner_block, py::arg("dtype"), py::arg("sizes"), py::arg("x"),
         py::arg("weights"), py::arg("halves"), py::arg("drop_path"), py::arg("eps"),
         py::arg("save_mid"), py::arg("blocks"), py::arg("reversed"), py::arg("guard_end"));

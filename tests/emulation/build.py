@@ -33,6 +33,7 @@ class EmulatorBuild:
         setup_py = import_file("tnt_setup_py", ROOT / "setup.py")
         self.cxx = setup_py.cxx()
         self.ninja = setup_py.NinjaFile(BUILD / folder)
+        self.objects: dict = {}
         include = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
         self.common = [
             self.compile("bindings.cpp", "common", [*FLAGS, "-Icsrc", *include]),
@@ -43,22 +44,40 @@ class EmulatorBuild:
     def compile(self, source: str, library: str, flags: Sequence[str]) -> Path:
         return self.ninja.compile(f"{HERE}/{source}", library, [*self.cxx, *flags])
 
-    def add(self, name: str, csrc: str = "csrc", configs: str = "") -> Path:
-        """The module whose bodies come from `csrc`, with the named configurations if any."""
+    def add(
+        self,
+        name: str,
+        csrc: str = "csrc",
+        configs: str = "",
+        dtypes: Sequence[str] = tuple(NAMESPACES),
+    ) -> Path:
+        """The module whose bodies come from `csrc`: all configurations unless some are named.
+
+        Types that are not in `dtypes` have the bodies of the checkout.
+        """
         objects = list(self.common)
-        for dtype, namespace in NAMESPACES.items():
-            flags = [*FLAGS, f"-I{csrc}", f"-DTNT_DTYPE={dtype}", f"-DTNT_NAMESPACE={namespace}"]
-            flags += [f"-DTNT_CONFIGS={configs}"] if configs else []
-            objects.append(self.compile("inner_block.cpp", f"{name}-{namespace}", flags))
+        for dtype in NAMESPACES:
+            changed = dtype in dtypes
+            library = name if changed else "unchanged"
+            objects.append(self._bodies(dtype, library, csrc if changed else "csrc", configs))
         output = self.ninja.build_dir / name
         output = output / ("emulated_kernels" + sysconfig.get_config_var("EXT_SUFFIX"))
         self.ninja.link(output, objects, [])
         return output
+
+    def _bodies(self, dtype: str, library: str, csrc: str, configs: str) -> Path:
+        namespace = NAMESPACES[dtype]
+        key = f"{library}-{namespace}"
+        if key not in self.objects:
+            flags = [*FLAGS, f"-I{csrc}", f"-DTNT_DTYPE={dtype}", f"-DTNT_NAMESPACE={namespace}"]
+            flags += [f"-DTNT_CONFIGS={configs}"] if configs else []
+            self.objects[key] = self.compile("inner_block.cpp", key, flags)
+        return self.objects[key]
 
     def run(self) -> None:
         self.ninja.run()
 
 
 def load(path: Path) -> ModuleType:
-    """Import a module that was compiled."""
-    return import_file("emulated_kernels", path)
+    """Import a module that was compiled; pybind11 keeps one module per qualified name."""
+    return import_file(f"{path.parent.name}.emulated_kernels", path)

@@ -9,13 +9,11 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from tnt_kernels.backends.native import CUDA_HEADS, CUDA_SIZES
 from tnt_kernels.reference.inner_block import ATTENTION_WEIGHTS, MLP_WEIGHTS
 
 SIZES = tuple(
-    (tokens, dim, heads)
-    for tokens, dim in ((16, 24), (16, 40), (64, 6), (4, 96))
-    for heads in (1, 2, 4, 8)
-    if dim % heads == 0
+    (tokens, dim, heads) for tokens, dim in CUDA_SIZES for heads in CUDA_HEADS if dim % heads == 0
 )
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 BODIES = tuple((dtype, *sizes) for dtype in DTYPES for sizes in SIZES)
