@@ -20,6 +20,7 @@ from .fusion import (
     active_dropout,
     attention_reason,
     drop_path_factors,
+    fuses_gelu,
     inner_reason,
     projection_reason,
     say_once,
@@ -107,7 +108,7 @@ def outer_flow(parts: BlockParts, patches: Tensor) -> Tensor:
     """Eqs. 9-10 on patches (B, N+1, D), a tensor that nobody else reads."""
     branch = attention(parts.attn_out, parts.norm_out(patches))
     patches = _add_residual(patches, parts.drop_path(branch))
-    branch = parts.mlp(parts.norm_mlp(patches))
+    branch = feed_forward(parts.mlp, parts.norm_mlp(patches))
     branch = branch if parts.se is None else branch + parts.se(branch)
     return _add_residual(patches, parts.drop_path(branch))
 
@@ -124,6 +125,7 @@ def attention(attn: nn.Module, x: Tensor) -> Tensor:
 def attend(attn: nn.Module, x: Tensor) -> Tensor:
     """`attention` through the layers of `attn`, whatever they are."""
     batch, num_tokens, dim = x.shape
+    x = x.to(_product_dtype(x))  # once for the layers of q, k and of v
     heads = (batch, num_tokens, attn.num_heads, dim // attn.num_heads)
     q, k = (part.view(heads).transpose(1, 2) for part in attn.qk(x).chunk(2, dim=-1))
     v = attn.v(x).view(heads).transpose(1, 2)  # q, k, v: (B, heads, N, head_dim)
@@ -131,6 +133,27 @@ def attend(attn: nn.Module, x: Tensor) -> Tensor:
         q, k, v, dropout_p=active_dropout(attn.attn_drop), scale=attn.scale
     )
     return attn.proj_drop(attn.proj(mixed.transpose(1, 2).reshape(batch, num_tokens, dim)))
+
+
+def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
+    """Eq. 3 on normed x (B, N, D), the GELU inside the first product where that can be."""
+    dtype = _product_dtype(x)
+    if not fuses_gelu(mlp, x, dtype):
+        return mlp(x)
+    weight, bias = mlp.fc1.weight, mlp.fc1.bias
+    bias = None if bias is None else bias.to(dtype)
+    hidden = torch.ops.mkldnn._linear_pointwise(
+        x.to(dtype), weight.to(dtype), bias, "gelu", [], "none"
+    )
+    return mlp.fc2(hidden)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer works on `x`."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return x.dtype if x.dtype is torch.float64 else torch.get_autocast_dtype(device)
 
 
 def _add_residual(patches: Tensor, branch: Tensor) -> Tensor:

@@ -96,12 +96,14 @@ def active_dropout(module: nn.Module) -> float:
     return module.p if module.training and isinstance(module, nn.Dropout) else 0.0
 
 
-def _dropouts(attn: nn.Module, mlp: nn.Module) -> dict:
+def _attention_dropouts(attn: nn.Module) -> dict:
+    return {"attn_drop": attn.attn_drop, "proj_drop": attn.proj_drop}
+
+
+def _mlp_dropouts(mlp: nn.Module) -> dict:
     # timm names the two dropouts of an MLP apart, the authors share one
-    dropouts = {"attn_drop": attn.attn_drop, "proj_drop": attn.proj_drop}
     names = ("drop1", "drop2") if hasattr(mlp, "drop1") else ("drop",)
-    dropouts.update({f"mlp.{name}": getattr(mlp, name) for name in names})
-    return dropouts
+    return {f"mlp.{name}": getattr(mlp, name) for name in names}
 
 
 def drop_path_reason(drop_path: nn.Module) -> Optional[str]:
@@ -115,10 +117,21 @@ def drop_path_reason(drop_path: nn.Module) -> Optional[str]:
 
 def _branches_reason(attn: nn.Module, mlp: nn.Module) -> Optional[str]:
     """Whether attention and MLP are the linear layers and the exact GELU that they seem."""
-    if hooked(attn) or hooked(mlp):
-        return "its attention or MLP has hooks"
-    for name, owner in (("qk", attn), ("v", attn), ("proj", attn), ("fc1", mlp), ("fc2", mlp)):
-        reason = _linear_reason(name, getattr(owner, name))
+    if hooked(attn):
+        return "its attention has hooks"
+    for name in ("qk", "v", "proj"):
+        reason = _linear_reason(name, getattr(attn, name))
+        if reason:
+            return reason
+    return _mlp_reason(mlp) or _dropouts_reason(_attention_dropouts(attn))
+
+
+def _mlp_reason(mlp: nn.Module) -> Optional[str]:
+    """Whether an MLP is the two linear layers around an exact GELU that it seems."""
+    if hooked(mlp):
+        return "its MLP has hooks"
+    for name in ("fc1", "fc2"):
+        reason = _linear_reason(name, getattr(mlp, name))
         if reason:
             return reason
     if not plain(mlp.act, nn.GELU) or mlp.act.approximate != "none":
@@ -126,11 +139,12 @@ def _branches_reason(attn: nn.Module, mlp: nn.Module) -> Optional[str]:
     # timm's Mlp has a norm between its layers, an Identity in TNT
     if hasattr(mlp, "norm") and not plain(mlp.norm, nn.Identity):
         return f"its MLP has a norm ({_describe(mlp.norm)})"
-    for name, module in _dropouts(attn, mlp).items():
-        reason = _dropout_reason(name, module)
-        if reason:
-            return reason
-    return None
+    return _dropouts_reason(_mlp_dropouts(mlp))
+
+
+def _dropouts_reason(dropouts: dict) -> Optional[str]:
+    reasons = (_dropout_reason(name, module) for name, module in dropouts.items())
+    return next(filter(None, reasons), None)
 
 
 def inner_reason(parts: BlockParts) -> Optional[str]:
@@ -148,7 +162,7 @@ def inner_reason(parts: BlockParts) -> Optional[str]:
         return "proj, fc1 and fc2 must have a bias"
     if attn.scale != (attn.v.in_features // attn.num_heads) ** -0.5:
         return f"its softmax scale {attn.scale} is not head_dim ** -0.5"
-    for name, module in _dropouts(attn, mlp).items():
+    for name, module in {**_attention_dropouts(attn), **_mlp_dropouts(mlp)}.items():
         if active_dropout(module):
             return f"{name} of {module.p} is active while training"
     return None
@@ -169,6 +183,26 @@ def attention_reason(attn: nn.Module) -> Optional[str]:
     if hooked(attn):
         return f"it has hooks ({type(attn).__name__})"
     return _dropout_reason("attn_drop", attn.attn_drop)
+
+
+def fuses_gelu(mlp: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN can apply the GELU of `mlp` while it writes the product before it.
+
+    On CPUs, where no gradient is wanted. torch.compile does the same by itself.
+    """
+    if (
+        x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or not torch.backends.mkldnn.is_available()
+        or not torch.backends.mkldnn.enabled
+        or _mlp_reason(mlp) is not None
+        or any(map(active_dropout, _mlp_dropouts(mlp).values()))
+    ):
+        return False
+    if dtype is torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype is torch.float32
 
 
 def embed_reason(conv: nn.Module, unfold: Optional[nn.Module] = None) -> Optional[str]:
