@@ -3,7 +3,9 @@
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own _mm512_undefined_ps
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
@@ -46,8 +48,8 @@ TNT_INLINE void store_n(float* p, Vec a, int n) { _mm512_mask_storeu_ps(p, first
 TNT_INLINE Vec from_bfloat16(__m256i a) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i upper_halves = _mm512_slli_epi32(lane, 16);
-  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, upper_halves,
-                                                            _mm512_castsi256_si512(a)));
+  return _mm512_castsi512_ps(
+      _mm512_maskz_permutexvar_epi16(0xaaaaaaaau, upper_halves, _mm512_castsi256_si512(a)));
 }
 // Round to nearest even; a NaN becomes the quiet NaN that PyTorch writes.
 TNT_INLINE __m256i to_bfloat16(Vec a) {
