@@ -2,7 +2,7 @@
 PYTHON ?= python
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build test lint format bench readme-bench sanitize clean
+.PHONY: build gpu cuda-budget test lint format bench readme-bench sanitize clean
 
 build:  # compile what changed, into tnt_kernels/
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -22,6 +22,16 @@ format:
 
 bench: build
 	PYTHONPATH=. $(PYTHON) bench/throughput.py
+
+cuda-budget:  # registers and instructions of the CUDA kernels against the baseline; needs nvcc only
+	$(PYTHON) bench/cuda_budget.py
+
+# All that only a GPU can show: builds for the GPU that is there, then runs every stage that can run.
+gpu:
+	TORCH_CUDA_ARCH_LIST="$$($(PYTHON) -c 'import torch; print(".".join(map(str, \
+	torch.cuda.get_device_capability())) if torch.cuda.is_available() else "9.0")')" \
+	$(PYTHON) setup.py -q build_ext --inplace
+	PYTHONPATH=. $(PYTHON) bench/gpu_acceptance.py
 
 readme-bench:  # README's performance section, from bench/results
 	$(PYTHON) bench/readme.py
