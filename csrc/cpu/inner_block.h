@@ -65,7 +65,7 @@ struct InnerPass {
 
 struct InnerKernels {
   InnerPass forward;
-  InnerPass bfloat16_forward = {};  // goes before `forward` for calls that it supports; nulls if none
+  InnerPass bfloat16_forward = {};  // preferred where it supports a call; nulls if there is none
   InnerPass backward;
   int64_t (*dw_partial_floats)(const InnerCall&);
   // Sums the slices' partial gradients in order and writes dw: the gradients of all weights in the

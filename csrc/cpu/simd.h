@@ -6,7 +6,7 @@
 //   splat            one float in all lanes
 //   + - * /          the compiler's own vector arithmetic
 //   fma(a, b, c)     a * b + c;  fnma(a, b, c) = c - a * b
-//   min, max, abs, sqrt, floor, sum
+//   min, max, abs, sqrt, floor; sum and largest over the lanes
 //   exp2_nonpositive, gelu, gelu_and_slope
 //   transpose and its kin, for changing between token-major and channel-major
 //

@@ -42,7 +42,7 @@ TNT_INLINE void attention_dscores(const float* v, const float* dout, int head_di
   constexpr int Q = Shape::kQueryVecs, R = Shape::kKeyRows;
   Vec dot[Q] = {};
   for (int key = 0; key < S; key += R) {
-    Vec acc[R][Q] = {};
+    Vec acc[R][Q] = {}, part[Q] = {};
     multiply_tile<R, Q, kChunk, 1, kChunk>(v + key, dout, head_dim, acc);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -52,9 +52,11 @@ TNT_INLINE void attention_dscores(const float* v, const float* dout, int head_di
         const Vec probability = load(p + at) * inv_sum[i];
         store(p + at, probability);
         store(ds + at, acc[r][i]);
-        dot[i] = fma(probability, acc[r][i], dot[i]);
+        part[i] = fma(probability, acc[r][i], part[i]);
       }
     }
+#pragma GCC unroll 8
+    for (int i = 0; i < Q; ++i) dot[i] = dot[i] + part[i];
   }
   for (int key = 0; key < S; ++key) {
 #pragma GCC unroll 8
@@ -89,6 +91,37 @@ TNT_INLINE void attention_bwd_patch(const float* q, const float* k, const float*
   }
 }
 
+// The same where a patch's scores fit the registers. Probabilities wait in p while dS needs them.
+template <int S>
+TNT_INLINE void attention_bwd_registers(const float* q, const float* k, const float* v,
+                                        const float* dout, int head_dim, float* p, float* out,
+                                        float* dq, float* dk, float* dv) {
+  const Vec one = splat(1.0f);
+  Vec m[S];
+  register_scores(q, k, head_dim, m);
+  const Vec inv_sum = register_softmax(m);
+#pragma GCC unroll 16
+  for (int j = 0; j < S; ++j) {
+    m[j] = m[j] * inv_sum;
+    store(p + j * S, m[j]);
+  }
+  if (out != nullptr) register_mix(v, m, head_dim, one, out);
+  register_scores(dout, v, head_dim, m);
+  Vec dot[4] = {};
+#pragma GCC unroll 16
+  for (int j = 0; j < S; ++j) dot[j % 4] = fma(load(p + j * S), m[j], dot[j % 4]);
+  dot[0] = (dot[0] + dot[1]) + (dot[2] + dot[3]);
+#pragma GCC unroll 16
+  for (int j = 0; j < S; ++j) m[j] = load(p + j * S) * (m[j] - dot[0]);
+  register_mix(k, m, head_dim, one, dq);
+  transpose(m);
+  register_mix(q, m, head_dim, one, dk);
+#pragma GCC unroll 16
+  for (int j = 0; j < S; ++j) m[j] = load(p + j * S);
+  transpose(m);
+  register_mix(dout, m, head_dim, one, dv);
+}
+
 // The same for a vector of patches, S = 4 < kLanes.
 TNT_INLINE void attention_bwd_quads(const float* q, const float* k, const float* v,
                                     const float* dout, int head_dim, float* out, float* dq,
@@ -120,7 +153,10 @@ inline void attention_bwd(const float* q, const float* k, const float* v, const 
     for (int t = 0; t < kChunk; t += kStep) {
       const int64_t at = int64_t{head} * head_dim * kChunk + t;
       float* out_at = out != nullptr ? out + at : nullptr;
-      if constexpr (Shape::kManyPatches) {
+      if constexpr (Shape::kInRegisters) {
+        attention_bwd_registers<S>(q + at, k + at, v + at, dout + at, head_dim, scores, out_at,
+                                   dq + at, dk + at, dv + at);
+      } else if constexpr (Shape::kManyPatches) {
         attention_bwd_quads(q + at, k + at, v + at, dout + at, head_dim, out_at, dq + at, dk + at,
                             dv + at);
       } else {

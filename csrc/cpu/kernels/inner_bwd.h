@@ -75,12 +75,19 @@ inline void inner_bwd_pack(const InnerCall& call, float* packed) {
   }
   if (call.has_mlp) {
     packed = pack_fc1(call, packed);
-    packed = pack_rows(
-        hidden, dim, [&](int h, int c) { return w.fc2_weight[int64_t{c} * hidden + h]; }, packed);
-    pack_rows(
-        dim, hidden,
-        [&](int c, int h) { return w.fc1_weight[int64_t{h} * dim + c] * w.norm2_weight[c]; },
-        packed);
+    for_hidden_blocks(hidden, [&](int first, int units) {
+      packed = pack_rows(
+          units, dim,
+          [&](int h, int c) { return w.fc2_weight[int64_t{c} * hidden + first + h]; }, packed);
+    });
+    for_hidden_blocks(hidden, [&](int first, int units) {
+      packed = pack_rows(
+          dim, units,
+          [&](int c, int h) {
+            return w.fc1_weight[int64_t{first + h} * dim + c] * w.norm2_weight[c];
+          },
+          packed);
+    });
   }
 }
 
@@ -141,7 +148,7 @@ struct InnerBwdScratch {
 inline InnerBwdScratch inner_bwd_scratch(const InnerCall& call, float* base) {
   const int64_t rows = tile_rows(call.dim);
   int64_t wide = call.has_attention ? 3 * rows : rows;
-  if (call.has_mlp && call.hidden_dim > wide) wide = call.hidden_dim;
+  if (call.has_mlp && hidden_block(call.hidden_dim) > wide) wide = hidden_block(call.hidden_dim);
   int64_t token_floats = token_major(call.dim).floats();
   if (token_floats < rows * kChunk) token_floats = rows * kChunk;
   float* at = base;
@@ -190,31 +197,34 @@ inline void mlp_half_bwd(const InnerCall& call, const InnerBwdPacked& p, const I
   const int dim = call.dim, hidden = call.hidden_dim;
   normalize_tile(s.normed, dim, call.eps, s.normed, s.rstd);
   scale_branch(call, call.drop_path_mlp, range, s);
-  gemm(
-      hidden, dim, p.fc1, s.normed, [&](int n, int) { return splat(p.fc1_bias[n]); },
-      [&](int n, int t, Vec sum) {
-        Vec slope;
-        store(s.wide + n * kChunk + t, gelu_and_slope(sum, slope));
-        store(s.dwide + n * kChunk + t, slope);
-      });
-  gemm(
-      hidden, dim, p.fc2_t, s.branch, [](int, int) { return zero(); },
-      [&](int n, int t, Vec sum) {
-        float* at = s.dwide + n * kChunk + t;
-        store(at, sum * load(at));
-      });
   if (call.need_dw) {
     to_token_major(dw.shape, s.branch, s.tokens_a);
     to_token_major(dw.shape, s.normed, s.tokens_b);
-    add_weight_grad(dw.shape, s.wide, hidden, s.tokens_a, dw.fc2_t);
-    add_weight_grad(dw.shape, s.dwide, hidden, s.tokens_b, dw.fc1);
     add_bias_grad(s.branch, dim, dw.fc2_bias);
-    add_bias_grad(s.dwide, hidden, dw.fc1_bias);
   }
+  for_hidden_blocks(hidden, [&](int first, int units) {
+    const int64_t at = int64_t{first} * dim;
+    gemm<Write::kBias>(units, dim, p.fc1 + at, s.normed, s.wide, p.fc1_bias + first);
+    for (int i = 0; i < units * kChunk; i += kLanes) {
+      Vec slope;
+      store(s.wide + i, gelu_and_slope(load(s.wide + i), slope));
+      store(s.dwide + i, slope);
+    }
+    gemm<Write::kMultiply>(units, dim, p.fc2_t + at, s.branch, s.dwide);
+    if (call.need_dw) {
+      const int64_t row = int64_t{first} * dw.shape.stride;
+      add_weight_grad(dw.shape, s.wide, units, s.tokens_a, dw.fc2_t + row);
+      add_weight_grad(dw.shape, s.dwide, units, s.tokens_b, dw.fc1 + row);
+      add_bias_grad(s.dwide, units, dw.fc1_bias + first * kLanes);
+    }
+    if (!need_dx) return;
+    if (first == 0) {
+      gemm<Write::kSet>(dim, units, p.fc1_t + at, s.dwide, s.dnormed);
+    } else {
+      gemm<Write::kAdd>(dim, units, p.fc1_t + at, s.dwide, s.dnormed);
+    }
+  });
   if (!need_dx) return;
-  gemm(
-      dim, hidden, p.fc1_t, s.dwide, [](int, int) { return zero(); },
-      [&](int n, int t, Vec sum) { store(s.dnormed + n * kChunk + t, sum); });
   normalize_tile_bwd(s.normed, s.dnormed, s.rstd, s.dy, dim, s.dy);
 }
 
@@ -224,12 +234,8 @@ inline void attention_half_bwd(const InnerCall& call, const InnerBwdPacked& p,
   const int dim = call.dim;
   normalize_tile(s.normed, dim, call.eps, s.normed, s.rstd);
   scale_branch(call, call.drop_path_attn, range, s);
-  gemm(
-      3 * dim, dim, p.qkv, s.normed, [&](int n, int) { return splat(p.qkv_bias[n]); },
-      [&](int n, int t, Vec sum) { store(s.wide + n * kChunk + t, sum); });
-  gemm(
-      dim, dim, p.proj_t, s.branch, [](int, int) { return zero(); },
-      [&](int n, int t, Vec sum) { store(s.dmixed + n * kChunk + t, sum); });
+  gemm<Write::kBias>(3 * dim, dim, p.qkv, s.normed, s.wide, p.qkv_bias);
+  gemm<Write::kSet>(dim, dim, p.proj_t, s.branch, s.dmixed);
   const float *q = s.wide, *k = q + dim * kChunk, *v = k + dim * kChunk;
   float *dq = s.dwide, *dk = dq + dim * kChunk, *dv = dk + dim * kChunk;
   visit_num_tokens(call.num_tokens, [&](auto num_tokens) {
@@ -246,9 +252,7 @@ inline void attention_half_bwd(const InnerCall& call, const InnerBwdPacked& p,
     add_bias_grad(s.dwide, 3 * dim, dw.qkv_bias);
   }
   if (call.dx == nullptr) return;
-  gemm(
-      dim, 3 * dim, p.qkv_t, s.dwide, [](int, int) { return zero(); },
-      [&](int n, int t, Vec sum) { store(s.dnormed + n * kChunk + t, sum); });
+  gemm<Write::kSet>(dim, 3 * dim, p.qkv_t, s.dwide, s.dnormed);
   normalize_tile_bwd(s.normed, s.dnormed, s.rstd, s.dy, dim, s.dy);
 }
 

@@ -59,6 +59,24 @@ TNT_INLINE float folded_bias(const float* row, const float* norm_bias, int dim, 
   return bias;
 }
 
+// The hidden layer is taken in blocks of about kHiddenBlock units, so that a block's activations stay
+// in the L1 cache from fc1 to fc2. fc1 and fc2 are packed block by block, each as a matrix of its own.
+constexpr int kHiddenBlock = 8 * kTileRows;
+
+TNT_INLINE int hidden_block(int hidden_dim) {
+  const int count = (hidden_dim + kHiddenBlock - 1) / kHiddenBlock;
+  return round_up((hidden_dim + count - 1) / count, kTileRows);
+}
+
+// f(first, units) for every block.
+template <class F>
+TNT_INLINE void for_hidden_blocks(int hidden_dim, F f) {
+  const int block = hidden_block(hidden_dim);
+  for (int first = 0; first < hidden_dim; first += block) {
+    f(first, hidden_dim - first < block ? hidden_dim - first : block);
+  }
+}
+
 // Packed weights and biases of the forward pass, in the order in which they lie.
 struct InnerPacked {
   const float *qkv, *qkv_bias, *proj, *proj_bias, *fc1, *fc1_bias, *fc2, *fc2_bias;
@@ -113,32 +131,33 @@ inline float* pack_qkv(const InnerCall& call, float* packed) {
 inline float* pack_fc1(const InnerCall& call, float* packed) {
   const InnerWeights& w = call.weights;
   const int64_t dim = call.dim;
-  packed = pack_rows(
-      call.hidden_dim, call.dim,
-      [&](int n, int c) { return w.fc1_weight[n * dim + c] * w.norm2_weight[c]; }, packed);
+  for_hidden_blocks(call.hidden_dim, [&](int first, int units) {
+    packed = pack_rows(
+        units, call.dim,
+        [&](int n, int c) { return w.fc1_weight[(first + n) * dim + c] * w.norm2_weight[c]; },
+        packed);
+  });
   for (int n = 0; n < call.hidden_dim; ++n) {
     *packed++ = folded_bias(w.fc1_weight + n * dim, w.norm2_bias, call.dim, w.fc1_bias[n]);
   }
   return packed;
 }
 
-TNT_INLINE float* pack_linear(const float* weight, const float* bias, int num_rows, int num_k,
-                              float* packed) {
-  packed = pack_rows(
-      num_rows, num_k, [&](int n, int k) { return weight[int64_t{n} * num_k + k]; }, packed);
-  for (int n = 0; n < num_rows; ++n) *packed++ = bias[n];
-  return packed;
-}
-
 inline void inner_fwd_pack(const InnerCall& call, float* packed) {
   const InnerWeights& w = call.weights;
+  const int64_t dim = call.dim, hidden = call.hidden_dim;
   if (call.has_attention) {
     packed = pack_qkv(call, packed);
-    packed = pack_linear(w.proj_weight, w.proj_bias, call.dim, call.dim, packed);
+    packed = pack_rows(dim, dim, [&](int n, int i) { return w.proj_weight[n * dim + i]; }, packed);
+    for (int64_t n = 0; n < dim; ++n) *packed++ = w.proj_bias[n];
   }
   if (call.has_mlp) {
     packed = pack_fc1(call, packed);
-    pack_linear(w.fc2_weight, w.fc2_bias, call.dim, call.hidden_dim, packed);
+    for_hidden_blocks(call.hidden_dim, [&](int first, int units) {
+      packed = pack_rows(
+          dim, units, [&](int n, int h) { return w.fc2_weight[n * hidden + first + h]; }, packed);
+    });
+    for (int64_t n = 0; n < dim; ++n) *packed++ = w.fc2_bias[n];
   }
 }
 
@@ -146,7 +165,8 @@ inline void inner_fwd_pack(const InnerCall& call, float* packed) {
 
 struct InnerFwdScratch {
   float *x, *normed, *scale;
-  float* wide;  // q, k, v; then the hidden layer; then staging
+  float* wide;    // q, k, v; then a block of the hidden layer; then staging
+  float* branch;  // what the MLP adds
   float* scores;
   int64_t floats;
 };
@@ -154,11 +174,13 @@ struct InnerFwdScratch {
 inline InnerFwdScratch inner_fwd_scratch(const InnerCall& call, float* base) {
   const int rows = tile_rows(call.dim);
   int wide = call.has_attention ? 3 * rows : rows;
-  if (call.has_mlp && call.hidden_dim > wide) wide = call.hidden_dim;
+  const int block = call.has_mlp ? hidden_block(call.hidden_dim) : 0;
+  if (block > wide) wide = block;
   InnerFwdScratch s;
   s.x = base;
   s.normed = s.x + rows * kChunk;
-  s.wide = s.normed + rows * kChunk;
+  s.branch = s.normed + rows * kChunk;
+  s.wide = s.branch + rows * kChunk;
   s.scale = s.wide + int64_t{wide} * kChunk;
   s.scores = s.scale + kChunk;
   s.floats = s.scores + (call.has_attention ? score_floats(call.num_tokens) : 0) - base;
@@ -174,9 +196,7 @@ inline void attention_half_fwd(const InnerCall& call, const InnerPacked& p,
                                const InnerFwdScratch& s, ChunkRange range) {
   const int dim = call.dim;
   normalize_tile(s.x, dim, call.eps, s.normed, nullptr);
-  gemm(
-      3 * dim, dim, p.qkv, s.normed, [&](int n, int) { return splat(p.qkv_bias[n]); },
-      [&](int n, int t, Vec sum) { store(s.wide + n * kChunk + t, sum); });
+  gemm<Write::kBias>(3 * dim, dim, p.qkv, s.normed, s.wide, p.qkv_bias);
   const float *q = s.wide, *k = q + dim * kChunk, *v = k + dim * kChunk;
   float* mixed = s.normed;  // no longer needed
   visit_num_tokens(call.num_tokens, [&](auto num_tokens) {
@@ -184,28 +204,32 @@ inline void attention_half_fwd(const InnerCall& call, const InnerPacked& p,
                                                s.scores, mixed);
   });
   load_drop_path(call.drop_path_attn, call.num_tokens, range, s.scale);
-  gemm(
-      dim, dim, p.proj, mixed, [&](int n, int) { return splat(p.proj_bias[n]); },
-      [&](int n, int t, Vec sum) {
-        float* at = s.x + n * kChunk + t;
-        store(at, fma(sum, load(s.scale + t), load(at)));
-      });
+  gemm<Write::kResidual>(dim, dim, p.proj, mixed, s.x, p.proj_bias, s.scale);
 }
 
 // Eq. 7 on s.x, in place.
 inline void mlp_half_fwd(const InnerCall& call, const InnerPacked& p, const InnerFwdScratch& s,
                          ChunkRange range) {
-  normalize_tile(s.x, call.dim, call.eps, s.normed, nullptr);
-  gemm(
-      call.hidden_dim, call.dim, p.fc1, s.normed, [&](int n, int) { return splat(p.fc1_bias[n]); },
-      [&](int n, int t, Vec sum) { store(s.wide + n * kChunk + t, gelu(sum)); });
+  const int dim = call.dim, hidden = call.hidden_dim;
+  normalize_tile(s.x, dim, call.eps, s.normed, nullptr);
+  for_hidden_blocks(hidden, [&](int first, int units) {
+    gemm<Write::kBias>(units, dim, p.fc1 + first * dim, s.normed, s.wide, p.fc1_bias + first);
+    // a pass of its own, since gelu's tables leave no registers for the product's sums
+    for (int i = 0; i < units * kChunk; i += kLanes) store(s.wide + i, gelu(load(s.wide + i)));
+    const float* fc2 = p.fc2 + first * dim;
+    if (first == 0) {
+      gemm<Write::kBias>(dim, units, fc2, s.wide, s.branch, p.fc2_bias);
+    } else {
+      gemm<Write::kAdd>(dim, units, fc2, s.wide, s.branch);
+    }
+  });
   load_drop_path(call.drop_path_mlp, call.num_tokens, range, s.scale);
-  gemm(
-      call.dim, call.hidden_dim, p.fc2, s.wide, [&](int n, int) { return splat(p.fc2_bias[n]); },
-      [&](int n, int t, Vec sum) {
-        float* at = s.x + n * kChunk + t;
-        store(at, fma(sum, load(s.scale + t), load(at)));
-      });
+  for (int c = 0; c < dim; ++c) {
+    for (int t = 0; t < kChunk; t += kLanes) {
+      float* at = s.x + c * kChunk + t;
+      store(at, fma(load(s.branch + c * kChunk + t), load(s.scale + t), load(at)));
+    }
+  }
 }
 
 inline void inner_fwd(const InnerCall& call, const InnerSlice& slice) {

@@ -106,44 +106,70 @@ inline void load_drop_path(const float* drop_path, int num_tokens, ChunkRange ra
 }
 
 // normed = (x - mean) / sqrt(var + eps) per token; the affine part is folded into the weights that
-// follow. rstd[kChunk] may be null.
+// follow. rstd[kChunk] may be null. Several vectors of tokens at a time, as each sum is a chain.
 inline void normalize_tile(const float* x, int dim, float eps, float* normed, float* rstd) {
+  constexpr int Q = kTileVecs;
   const Vec inv_dim = splat(1.0f / dim);
-  for (int t = 0; t < kChunk; t += kLanes) {
-    Vec mean = zero();
-    for (int c = 0; c < dim; ++c) mean = mean + load(x + c * kChunk + t);
-    mean = mean * inv_dim;
-    Vec var = zero();
+  for (int t = 0; t < kChunk; t += Q * kLanes) {
+    Vec mean[Q] = {}, var[Q] = {};
     for (int c = 0; c < dim; ++c) {
-      const Vec centred = load(x + c * kChunk + t) - mean;
-      var = fma(centred, centred, var);
-      store(normed + c * kChunk + t, centred);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) mean[q] = mean[q] + load(x + c * kChunk + t + q * kLanes);
     }
-    const Vec r = splat(1.0f) / sqrt(fma(var, inv_dim, splat(eps)));
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) mean[q] = mean[q] * inv_dim;
     for (int c = 0; c < dim; ++c) {
-      store(normed + c * kChunk + t, load(normed + c * kChunk + t) * r);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const int64_t at = c * kChunk + t + q * kLanes;
+        const Vec centred = load(x + at) - mean[q];
+        var[q] = fma(centred, centred, var[q]);
+        store(normed + at, centred);
+      }
     }
-    if (rstd != nullptr) store(rstd + t, r);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      var[q] = splat(1.0f) / sqrt(fma(var[q], inv_dim, splat(eps)));
+      if (rstd != nullptr) store(rstd + t + q * kLanes, var[q]);
+    }
+    for (int c = 0; c < dim; ++c) {
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        float* at = normed + c * kChunk + t + q * kLanes;
+        store(at, load(at) * var[q]);
+      }
+    }
   }
 }
 
 // dx = residual + rstd (dn - mean(dn) - n mean(dn n)), with n = normed and dn its gradient.
 inline void normalize_tile_bwd(const float* normed, const float* dnormed, const float* rstd,
                                const float* residual, int dim, float* dx) {
+  constexpr int Q = kTileVecs;
   const Vec inv_dim = splat(1.0f / dim);
-  for (int t = 0; t < kChunk; t += kLanes) {
-    Vec sum_dn = zero(), sum_dn_n = zero();
+  for (int t = 0; t < kChunk; t += Q * kLanes) {
+    Vec mean_dn[Q] = {}, mean_dn_n[Q] = {};
     for (int c = 0; c < dim; ++c) {
-      const Vec dn = load(dnormed + c * kChunk + t);
-      sum_dn = sum_dn + dn;
-      sum_dn_n = fma(dn, load(normed + c * kChunk + t), sum_dn_n);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const int64_t at = c * kChunk + t + q * kLanes;
+        const Vec dn = load(dnormed + at);
+        mean_dn[q] = mean_dn[q] + dn;
+        mean_dn_n[q] = fma(dn, load(normed + at), mean_dn_n[q]);
+      }
     }
-    const Vec mean_dn = sum_dn * inv_dim, mean_dn_n = sum_dn_n * inv_dim;
-    const Vec r = load(rstd + t);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      mean_dn[q] = mean_dn[q] * inv_dim;
+      mean_dn_n[q] = mean_dn_n[q] * inv_dim;
+    }
     for (int c = 0; c < dim; ++c) {
-      const int64_t at = c * kChunk + t;
-      const Vec centred = fnma(load(normed + at), mean_dn_n, load(dnormed + at) - mean_dn);
-      store(dx + at, fma(centred, r, load(residual + at)));
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const int64_t at = c * kChunk + t + q * kLanes;
+        const Vec centred = fnma(load(normed + at), mean_dn_n[q], load(dnormed + at) - mean_dn[q]);
+        store(dx + at, fma(centred, load(rstd + t + q * kLanes), load(residual + at)));
+      }
     }
   }
 }

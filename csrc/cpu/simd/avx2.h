@@ -30,6 +30,11 @@ TNT_INLINE float sum(Vec a) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
+TNT_INLINE float largest(Vec a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
 // The first n lanes, zero in the others.
 TNT_INLINE Vec keep_n(Vec a, int n) { return _mm256_and_ps(_mm256_castsi256_ps(first(n)), a); }
 // 2^x for whole x in [-127, 127]; 2^-127 gives 0.

@@ -32,6 +32,10 @@ TNT_INLINE Vec floor(Vec a) {  // |a| < 2^31
   return whole - (Vec)((IntVec)splat(1.0f) & (whole > a));
 }
 TNT_INLINE float sum(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+TNT_INLINE float largest(Vec a) {
+  const float low = a[0] > a[1] ? a[0] : a[1], high = a[2] > a[3] ? a[2] : a[3];
+  return low > high ? low : high;
+}
 // The first n lanes, zero in the others.
 TNT_INLINE Vec keep_n(Vec a, int n) {
   const IntVec lane = {0, 1, 2, 3};
