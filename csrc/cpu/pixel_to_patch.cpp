@@ -1,5 +1,5 @@
 // pixel_to_patch and its backward: checks, layout of work, products through ATen, registration. The
-// kernels around the products are in kernels/pixel_to_patch_rows.h.
+// kernels around the products are in kernels/pixel_to_patch_{fwd,bwd}.h.
 
 #include <array>
 #include <tuple>
@@ -84,7 +84,7 @@ Tensor normalised(const Tensor& pixels, const Sizes& s, const Weights& w, double
       pixels.const_data_ptr(), rows.mutable_data_ptr(),    dtype_of(pixels),
       dtype_of(rows),          float_data(w.norm1_weight), float_data(w.norm1_bias),
       s.norm1_width,           static_cast<float>(eps)};
-  const int64_t scratch_floats = padded_floats(s.norm1_width);
+  const int64_t scratch_floats = padded_floats(kernels().pixel_to_patch.lanes * s.norm1_width);
   const int64_t unit = s.width() / s.norm1_width, total = s.norm1_rows();
   const Tensor scratch =
       new_tensor(pixels, {num_chunks(total, unit) * scratch_floats}, ScalarType::Float);
@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor> pixel_to_patch(const Tensor& pixels, const OptionalTe
       patches_per_image,
       s.outer_dim,
       static_cast<float>(eps)};
-  const int64_t scratch_floats = padded_floats(2 * s.outer_dim);
+  const int64_t scratch_floats = padded_floats(s.outer_dim);
   const Tensor scratch =
       new_tensor(pixels, {num_chunks(s.patches, 1) * scratch_floats}, ScalarType::Float);
   for_chunks(s.patches, 1, [&](int64_t chunk, int64_t first, int64_t last) {
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor> pixel_to_patch(const Tensor& pixels, const OptionalTe
 void norm_backward(const Tensor& like, const RowNormBackward& call, int64_t rows, int64_t unit,
                    const RowNormSums& sums) {
   const int64_t width = call.width;
-  const int64_t chunk_floats = padded_floats(9 * width);
+  const int64_t chunk_floats = padded_floats((2 * kernels().pixel_to_patch.lanes + 6) * width);
   const int64_t chunks = num_chunks(rows, unit);
   const Tensor workspace = new_tensor(like, {chunks * chunk_floats}, ScalarType::Float);
   float* base = mutable_float_data(workspace);

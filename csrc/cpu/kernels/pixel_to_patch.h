@@ -55,10 +55,14 @@ struct RowNormSums {
   float* dx_sum;
 };
 
-// Each computes rows [first, last). Floats of scratch: width, 2 width and 6 width.
+// Each computes rows [first, last).
 struct PixelToPatchKernels {
+  int64_t lanes;  // of a vector
+  // scratch: lanes * width floats
   void (*norm)(const RowNorm&, int64_t first, int64_t last, float* scratch);
+  // scratch: width floats
   void (*update)(const PatchUpdate&, int64_t first, int64_t last, float* scratch);
+  // scratch: (2 lanes + 3) * width floats
   void (*norm_bwd)(const RowNormBackward&, int64_t first, int64_t last, const RowNormSums& sums,
                    float* scratch);
 };
