@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from .dispatch import BackendUnavailable, Explanation, describe, explain_call, use_backend
-from .ops import inner_attention, inner_block, inner_mlp, pixel_embed, pixel_to_patch
+from .ops import (
+    inner_attention,
+    inner_block,
+    inner_mlp,
+    outer_attention,
+    pixel_embed,
+    pixel_to_patch,
+)
 from .ops.inner_block import inner_attention_args, inner_block_args, inner_mlp_args
+from .ops.outer_attention import outer_attention_args
 from .ops.pixel_embed import pixel_embed_args
 from .ops.pixel_to_patch import pixel_to_patch_args
 from .types import (
@@ -20,6 +28,7 @@ _CHECKED_ARGS = {
     "inner_attention": inner_attention_args,
     "inner_mlp": inner_mlp_args,
     "inner_block": inner_block_args,
+    "outer_attention": outer_attention_args,
     "pixel_embed": pixel_embed_args,
     "pixel_to_patch": pixel_to_patch_args,
 }
@@ -51,6 +60,7 @@ __all__ = [
     "inner_attention",
     "inner_block",
     "inner_mlp",
+    "outer_attention",
     "pixel_embed",
     "pixel_to_patch",
     "use_backend",

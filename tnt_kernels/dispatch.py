@@ -79,7 +79,7 @@ def use_backend(name: Optional[str]) -> Iterator[None]:
     Process-wide. A forced backend never falls back: it raises BackendUnavailable with the reason.
 
     Args:
-        name: "native", "reference" or None.
+        name: "native", "triton", "reference" or None.
     Raises: ValueError for an unknown name.
     """
     global _forced

@@ -185,7 +185,8 @@ def _register_flops(spec: OpSpec, namespace: str) -> None:
         # Two products per product of forward, the recomputation of forward's values not counted.
         args = sized(_backward_names(spec), values)
         wanted = bool(args[f"need_d{spec.activation}"]) + bool(args["need_dw"])
-        return 2 * wanted * spec.macs(args)
+        # Without weights both factors of every product are made from the activation.
+        return 2 * (wanted if spec.weights else 2) * spec.macs(args)
 
     packets = getattr(torch.ops, namespace)
     register_flop_formula(getattr(packets, spec.name))(forward)

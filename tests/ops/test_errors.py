@@ -49,6 +49,12 @@ def _pixel_embed(**changes: Any) -> torch.Tensor:
     return tk.pixel_embed(**{**given, **changes})
 
 
+def _outer_attention(**changes: Any) -> torch.Tensor:
+    case = {"B": 2, "N": 5, "heads": 4, "head_dim": 6}
+    args = SPECS["outer_attention"].make_args(case, torch.float32, "cpu")
+    return tk.outer_attention(**{**args, **changes})
+
+
 def _call(op: Callable, bundle: type, activation: str, args: dict, changes: dict) -> torch.Tensor:
     args = {**args, **changes}
     weights = args.pop("weights", bundle(*(args[name] for name in bundle._fields)))
@@ -189,6 +195,22 @@ PIXEL_TO_PATCH = [
     ({"eps": None}, T, "eps must be a number, got NoneType"),
 ]
 
+OUTER_ATTENTION = [
+    ({"qkv": None}, T, "qkv must be a tensor, got NoneType"),
+    ({"qkv": _zeros(2, 5, 72, dtype=torch.int64)}, T, "qkv must be float32.*got int64"),
+    ({"qkv": _zeros(5, 72)}, V, r"qkv must be \(B, N, 3D\), got \(5, 72\); reshape"),
+    ({"qkv": _zeros(2, 5, 70)}, V, r"with N, D >= 1, got \(2, 5, 70\); pass q, k and v"),
+    ({"qkv": _zeros(2, 0, 72)}, V, r"with N, D >= 1, got \(2, 0, 72\)"),
+    ({"qkv": _zeros(2, 5, 0)}, V, r"with N, D >= 1, got \(2, 5, 0\)"),
+    ({"qkv": _zeros(2, 5, 72).to_sparse()}, T, r"qkv must be a dense \(strided\) tensor"),
+    ({"num_heads": 5}, V, "num_heads must be a divisor of the width 24, got 5; choose"),
+    ({"num_heads": 0}, V, "num_heads must be at least 1, got 0"),
+    ({"num_heads": 2.0}, T, "num_heads must be an integer, got float"),
+    ({"scale": "1"}, T, "scale must be a number, got str"),
+    ({"scale": float("nan")}, V, "scale must be finite, got nan"),
+    ({"backend": "fastest"}, V, "backend must be one of native"),
+]
+
 TABLE = [
     *(("inner_block", _inner_block, row) for row in INNER_X + ATTENTION + MLP),
     *(("inner_block", _inner_block, row) for row in _drop_path("drop_path_attn")),
@@ -198,6 +220,7 @@ TABLE = [
     *(("inner_mlp", _inner_mlp, row) for row in INNER_X + MLP + _drop_path("drop_path")),
     *(("pixel_embed", _pixel_embed, row) for row in PIXEL_EMBED),
     *(("pixel_to_patch", _pixel_to_patch, row) for row in PIXEL_TO_PATCH),
+    *(("outer_attention", _outer_attention, row) for row in OUTER_ATTENTION),
 ]
 
 
@@ -212,7 +235,15 @@ def test_bad_input_is_refused_by_name(op: str, call: Callable, row: tuple) -> No
 
 
 @pytest.mark.parametrize(
-    "call", [_inner_block, _inner_attention, _inner_mlp, _pixel_embed, _pixel_to_patch]
+    "call",
+    [
+        _inner_block,
+        _inner_attention,
+        _inner_mlp,
+        _pixel_embed,
+        _pixel_to_patch,
+        _outer_attention,
+    ],
 )
 def test_the_unchanged_call_is_accepted(call: Callable) -> None:
     """The table above changes one thing at a time in calls that are good."""

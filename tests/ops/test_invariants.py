@@ -101,6 +101,8 @@ def _large_args(spec: OpSpec, device: str) -> dict:
         case = {"B": 5, "Cin": 3, "H": 64, "W": 80, "C": 24, "patch": 16, "stride": 4}
     elif spec.name == "pixel_to_patch":
         case = {"B": 5, "N": 31, "S": 16, "C": 24, "D": 96, "dialect": "published"}
+    elif spec.name == "outer_attention":
+        case = {"B": 5, "N": 99, "heads": 3, "head_dim": 32}
     else:
         case = LARGE
     return spec.make_args(case, torch.float32, device)

@@ -17,6 +17,7 @@ SMALL = {
     "inner_block": {"P": 2, "S": 4, "C": 4, "heads": 2, "H": 5, "drop_path": 0.4},
     "pixel_embed": {"B": 1, "Cin": 2, "H": 8, "W": 4, "C": 3, "patch": 4, "stride": 2, "k": 3},
     "pixel_to_patch": {"B": 2, "N": 2, "S": 2, "C": 3, "D": 5, "dialect": "published"},
+    "outer_attention": {"B": 2, "N": 3, "heads": 2, "head_dim": 2},
 }
 
 

@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tnt_kernels import InnerBlockWeights, PixelToPatchWeights, inner_block, pixel_to_patch
+from tnt_kernels import (
+    InnerBlockWeights,
+    PixelToPatchWeights,
+    inner_block,
+    outer_attention,
+    pixel_to_patch,
+)
 
 from .fusion import (
     BlockParts,
@@ -22,6 +28,7 @@ from .fusion import (
     drop_path_factors,
     fuses_gelu,
     inner_reason,
+    plain,
     projection_reason,
     say_once,
 )
@@ -114,7 +121,7 @@ def outer_flow(parts: BlockParts, patches: Tensor) -> Tensor:
 
 
 def attention(attn: nn.Module, x: Tensor) -> Tensor:
-    """Eqs. 1-2 on normed x (B, N, D) by scaled_dot_product_attention; returns (B, N, D)."""
+    """Eqs. 1-2 on normed x (B, N, D); returns (B, N, D)."""
     reason = attention_reason(attn)
     if reason is not None:
         say_once(f"the outer attention runs unfused: {reason}")
@@ -124,15 +131,42 @@ def attention(attn: nn.Module, x: Tensor) -> Tensor:
 
 def attend(attn: nn.Module, x: Tensor) -> Tensor:
     """`attention` through the layers of `attn`, whatever they are."""
-    batch, num_tokens, dim = x.shape
+    rate = active_dropout(attn.attn_drop)
     x = x.to(_product_dtype(x))  # once for the layers of q, k and of v
+    if rate == 0.0 and _outer_attention_pays(x):
+        mixed = outer_attention(_qkv(attn, x), num_heads=attn.num_heads, scale=attn.scale)
+    else:
+        mixed = _attend_by_pytorch(attn, x, rate)
+    return attn.proj_drop(attn.proj(mixed))
+
+
+def _outer_attention_pays(x: Tensor) -> bool:
+    """Whether our attention is faster than PyTorch's: measured, on CPUs only.
+
+    In bfloat16 PyTorch's forward uses matrix instructions that ours does not, but its backward is
+    three times as slow as ours.
+    """
+    if x.device.type != "cpu" or x.dtype is torch.float64:
+        return False
+    return x.dtype is not torch.bfloat16 or torch.is_grad_enabled()
+
+
+def _qkv(attn: nn.Module, x: Tensor) -> Tensor:
+    """q, k and v of all heads side by side, (B, N, 3D)."""
+    biases = [layer.bias for layer in (attn.qk, attn.v) if getattr(layer, "bias", None) is not None]
+    if not (plain(attn.qk, nn.Linear) and plain(attn.v, nn.Linear)) or len(biases) == 1:
+        return torch.cat([attn.qk(x), attn.v(x)], dim=-1)
+    bias = torch.cat(biases) if biases else None
+    return F.linear(x, torch.cat([attn.qk.weight, attn.v.weight]), bias)
+
+
+def _attend_by_pytorch(attn: nn.Module, x: Tensor, dropout: float) -> Tensor:
+    batch, num_tokens, dim = x.shape
     heads = (batch, num_tokens, attn.num_heads, dim // attn.num_heads)
     q, k = (part.view(heads).transpose(1, 2) for part in attn.qk(x).chunk(2, dim=-1))
     v = attn.v(x).view(heads).transpose(1, 2)  # q, k, v: (B, heads, N, head_dim)
-    mixed = F.scaled_dot_product_attention(
-        q, k, v, dropout_p=active_dropout(attn.attn_drop), scale=attn.scale
-    )
-    return attn.proj_drop(attn.proj(mixed.transpose(1, 2).reshape(batch, num_tokens, dim)))
+    mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
+    return mixed.transpose(1, 2).reshape(batch, num_tokens, dim)
 
 
 def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
