@@ -2,13 +2,19 @@
 PYTHON ?= python
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build gpu cuda-budget test lint format bench readme-bench sanitize clean
+.PHONY: build gpu cuda-budget test test-triton triton-table lint format bench readme-bench sanitize clean
 
 build:  # compile what changed, into tnt_kernels/
 	$(PYTHON) setup.py -q build_ext --inplace
 
 test: build
 	$(PYTHON) -m pytest
+
+test-triton: build  # the Triton kernels, interpreted on CPU tensors
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q tests/ops -k triton
+
+triton-table:  # what the assembler makes of the Triton kernels; WRITE=--write renews the baseline
+	PYTHONPATH=.:tests $(PYTHON) tests/offline/table.py $(WRITE)
 
 lint:
 	ruff check .

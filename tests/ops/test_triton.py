@@ -29,7 +29,8 @@ def _call(dims: dict, dtype: torch.dtype = torch.float32, device: str = "cuda") 
     return Call("inner_block", device, dtype, {"S": 16, "C": 24, "heads": 4, **dims})
 
 
-def test_triton_refuses_with_a_reason() -> None:
+def test_triton_refuses_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "_is_installed", lambda: True)
     refusal = backend_module.refusal
     assert "not a power of two up to 64" in refusal(_call({"S": 9}))
     assert "not a power of two up to 64" in refusal(_call({"S": 128}))

@@ -30,19 +30,20 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_TOKENS, MOST_CHANNELS = 64, 128
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-_MODULE_OF = {
+_MODULES = {
     "inner_attention": "inner",
     "inner_mlp": "inner",
     "inner_block": "inner",
     "pixel_embed": "pixel_embed",
     "pixel_to_patch": "pixel_to_patch",
 }
+OPS = tuple(_MODULES)
 
 
 @functools.cache
 def _host_function(name: str) -> Callable:
     """Triton is imported here, by the first call: it is slow to import and may be absent."""
-    module = _MODULE_OF[name.removesuffix("_backward")]
+    module = _MODULES[name.removesuffix("_backward")]
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
@@ -74,7 +75,7 @@ def _implement(library: torch.library.Library, spec: OpSpec) -> None:
 
 
 _LIBRARY = register(NAMESPACE)
-for _name in _MODULE_OF:
+for _name in _MODULES:
     _implement(_LIBRARY, SPECS[_name])
 
 
@@ -97,7 +98,7 @@ def refusal(call: Any) -> Optional[str]:
     problem = device_problem(call.device)
     if problem is not None:
         return problem
-    if call.op not in _MODULE_OF:
+    if call.op not in _MODULES:
         return f"there is no Triton kernel for {call.op}"
     if call.dtype not in DTYPES:
         dtype = str(call.dtype).removeprefix("torch.")

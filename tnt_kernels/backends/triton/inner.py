@@ -18,7 +18,7 @@ from .inner_backward import (
 )
 from .inner_forward import inner_fwd_kernel
 from .launch import architecture, launch, power_of_two, precision
-from .tilings import PROGRAMS, inner_tiling
+from .tilings import gradient_programs, inner_tiling
 
 _NO_ATTENTION = (None,) * 8
 _NO_MLP = (None,) * 6
@@ -54,7 +54,7 @@ def _launch_partial(
 ) -> None:
     """Run `kernel`, some programs per block of the weights, and sum their results into `out`."""
     tiling, num_tokens, constants = _specialise(kernel, x, num_heads, hidden)
-    programs = min(triton.cdiv(num_tokens, tiling.rows), PROGRAMS)
+    programs = min(triton.cdiv(num_tokens, tiling.rows), gradient_programs(architecture(x)))
     partial = torch.empty((programs, out.numel()), dtype=torch.float32, device=x.device)
     grid = (programs, num_heads or triton.cdiv(hidden, tiling.columns))
     launch(kernel, grid, tiling, dy, x, partial, *pointers, num_tokens, eps, **constants)

@@ -174,9 +174,10 @@ def inner_attention_bwd_dw_kernel(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     HEAD_DIM: tl.constexpr = C // HEADS
     first = tl.program_id(1) * HEAD_DIM
-    dq_weight = tl.zeros((BLOCK_HEAD, BLOCK_C), dtype=tl.float32)
-    dk_weight = tl.zeros((BLOCK_HEAD, BLOCK_C), dtype=tl.float32)
-    dv_weight = tl.zeros((BLOCK_HEAD, BLOCK_C), dtype=tl.float32)
+    # Transposed, so that one operand, xhat, serves all three.
+    dq_weight = tl.zeros((BLOCK_C, BLOCK_HEAD), dtype=tl.float32)
+    dk_weight = tl.zeros((BLOCK_C, BLOCK_HEAD), dtype=tl.float32)
+    dv_weight = tl.zeros((BLOCK_C, BLOCK_HEAD), dtype=tl.float32)
     dproj_weight = tl.zeros((BLOCK_C, BLOCK_HEAD), dtype=tl.float32)
     dq_bias = tl.zeros((BLOCK_HEAD,), dtype=tl.float32)
     dk_bias = tl.zeros((BLOCK_HEAD,), dtype=tl.float32)
@@ -196,23 +197,23 @@ def inner_attention_bwd_dw_kernel(
             proj_weight_ptr, first,
             S, C, HEADS, SPAN, BLOCK_TOKENS, BLOCK_C, BLOCK_HEAD, DTYPE, PRECISION,
         )  # fmt: skip
-        xhat = xhat.to(DTYPE)
-        dq_weight += dot(tl.trans(dq), xhat, DTYPE, PRECISION)
-        dk_weight += dot(tl.trans(dk), xhat, DTYPE, PRECISION)
-        dv_weight += dot(tl.trans(dv), xhat, DTYPE, PRECISION)
+        xhat = tl.trans(xhat.to(DTYPE))
+        dq_weight += dot(xhat, dq, DTYPE, PRECISION)
+        dk_weight += dot(xhat, dk, DTYPE, PRECISION)
+        dv_weight += dot(xhat, dv, DTYPE, PRECISION)
         dproj_weight += dot(tl.trans(dbranch), mixed, DTYPE, PRECISION)
         dq_bias += tl.sum(dq, axis=0)
         dk_bias += tl.sum(dk, axis=0)
         dv_bias += tl.sum(dv, axis=0)
     end = first + HEAD_DIM
     out_ptr = partial_ptr + tl.program_id(0).to(tl.int64) * (4 * C * C + 4 * C)
-    store_matrix(out_ptr, dq_weight, first, end, 0, C, C, BLOCK_HEAD, BLOCK_C)
-    store_matrix(out_ptr, dk_weight, C + first, C + end, 0, C, C, BLOCK_HEAD, BLOCK_C)
+    store_matrix(out_ptr, tl.trans(dq_weight), first, end, 0, C, C, BLOCK_HEAD, BLOCK_C)
+    store_matrix(out_ptr, tl.trans(dk_weight), C + first, C + end, 0, C, C, BLOCK_HEAD, BLOCK_C)
     out_ptr += 2 * C * C
     store_vector(out_ptr, dq_bias, first, end, BLOCK_HEAD)
     store_vector(out_ptr, dk_bias, C + first, C + end, BLOCK_HEAD)
     out_ptr += 2 * C
-    store_matrix(out_ptr, dv_weight, first, end, 0, C, C, BLOCK_HEAD, BLOCK_C)
+    store_matrix(out_ptr, tl.trans(dv_weight), first, end, 0, C, C, BLOCK_HEAD, BLOCK_C)
     out_ptr += C * C
     store_vector(out_ptr, dv_bias, first, end, BLOCK_HEAD)
     out_ptr += C
@@ -290,7 +291,7 @@ def inner_mlp_bwd_dw_kernel(
     fc1 = load_matrix(fc1_weight_ptr, first, HIDDEN, 0, C, C, BLOCK_HIDDEN, BLOCK_C)
     fc1_bias = load_vector(fc1_bias_ptr, first, HIDDEN, BLOCK_HIDDEN)
     fc2 = load_matrix(fc2_weight_ptr, 0, C, first, HIDDEN, HIDDEN, BLOCK_C, BLOCK_HIDDEN)
-    dfc1_weight = tl.zeros((BLOCK_HIDDEN, BLOCK_C), dtype=tl.float32)
+    dfc1_weight = tl.zeros((BLOCK_C, BLOCK_HIDDEN), dtype=tl.float32)
     dfc2_weight = tl.zeros((BLOCK_C, BLOCK_HIDDEN), dtype=tl.float32)
     dfc1_bias = tl.zeros((BLOCK_HIDDEN,), dtype=tl.float32)
     dfc2_bias = tl.zeros((BLOCK_C,), dtype=tl.float32)
@@ -307,11 +308,11 @@ def inner_mlp_bwd_dw_kernel(
         activation, slope = gelu_and_slope(hidden)
         dfc2_weight += dot(tl.trans(dbranch), activation, DTYPE, PRECISION)
         dhidden = dot(dbranch, fc2, DTYPE, PRECISION) * slope
-        dfc1_weight += dot(tl.trans(dhidden), xhat, DTYPE, PRECISION)
+        dfc1_weight += dot(tl.trans(xhat), dhidden, DTYPE, PRECISION)
         dfc1_bias += tl.sum(dhidden, axis=0)
     size = 2 * HIDDEN * C + HIDDEN + C
     out_ptr = partial_ptr + tl.program_id(0).to(tl.int64) * size
-    store_matrix(out_ptr, dfc1_weight, first, HIDDEN, 0, C, C, BLOCK_HIDDEN, BLOCK_C)
+    store_matrix(out_ptr, tl.trans(dfc1_weight), first, HIDDEN, 0, C, C, BLOCK_HIDDEN, BLOCK_C)
     out_ptr += HIDDEN * C
     store_vector(out_ptr, dfc1_bias, first, HIDDEN, BLOCK_HIDDEN)
     out_ptr += HIDDEN

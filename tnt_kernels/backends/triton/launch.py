@@ -15,10 +15,11 @@ from torch import Tensor
 
 from .tilings import Tiling
 
-_AUTOTUNE = os.environ.get("TNT_KERNELS_TRITON_AUTOTUNE") == "1"
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_AUTOTUNE = os.environ.get("TNT_KERNELS_TRITON_AUTOTUNE") == "1" and not _INTERPRETED
 
 # Triton's interpreter keeps the number of the running program in a global.
-_lock = threading.Lock() if os.environ.get("TRITON_INTERPRET") == "1" else contextlib.nullcontext()
+_lock = threading.Lock() if _INTERPRETED else contextlib.nullcontext()
 
 
 def power_of_two(size: int) -> int:

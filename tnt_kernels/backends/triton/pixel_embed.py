@@ -17,7 +17,7 @@ from torch import Tensor
 from .gradients import sum_partials
 from .launch import architecture, launch, power_of_two, precision
 from .tiles import clamped_rows, dot, load_existing_rows, load_vector, store_rows
-from .tilings import PROGRAMS, pixel_embed_tiling
+from .tilings import gradient_programs, pixel_embed_tiling
 
 
 @triton.jit
@@ -292,7 +292,10 @@ def _weight_gradient(dy: Tensor, images: Tensor, weight: Tensor, geometry: _Geom
         constants = geometry.product(images)
         num_rows = constants["IN_CHANS"] * geometry.kernel
         blocks = triton.cdiv(num_rows, constants["BLOCK_TAPS"] // constants["ROW"])
-        programs = min(triton.cdiv(geometry.num_tokens, geometry.tiling.rows), PROGRAMS)
+        programs = min(
+            triton.cdiv(geometry.num_tokens, geometry.tiling.rows),
+            gradient_programs(architecture(dy)),
+        )
         partial = dweight.new_empty((programs, dweight.numel()))
         launch(
             pixel_embed_bwd_dw_kernel,

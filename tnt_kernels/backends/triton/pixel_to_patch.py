@@ -22,7 +22,7 @@ from .pixel_to_patch_kernels import (
     projection_bwd_kernel,
     update_kernel,
 )
-from .tilings import PROGRAMS, WIDEST_ROW, fold_tiling, pixel_to_patch_tiling, rows_tiling
+from .tilings import WIDEST_ROW, fold_tiling, gradient_programs, pixel_to_patch_tiling, rows_tiling
 
 
 class _Folded(NamedTuple):
@@ -181,7 +181,7 @@ def _projection_backward(
     dz = like.new_empty((num_patches, outer_dim))
     block = power_of_two(outer_dim)
     tiling = rows_tiling(block, architecture(like))
-    programs = min(triton.cdiv(num_patches, tiling.rows), PROGRAMS)
+    programs = min(triton.cdiv(num_patches, tiling.rows), gradient_programs(architecture(like)))
     partial = like.new_empty((programs, 3 * outer_dim), dtype=torch.float32)
     launch(
         projection_bwd_kernel,

@@ -13,8 +13,18 @@ import triton.language as tl
 
 @triton.jit
 def dot(a, b, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """a @ b on operands rounded to DTYPE, accumulated in float32."""
-    return tl.dot(a.to(DTYPE), b.to(DTYPE), input_precision=PRECISION)
+    """a @ b on operands rounded to DTYPE, accumulated in float32; matrices or batches of them.
+
+    Triton gives each matrix of a batch to warps of its own, so that a batch of one would be
+    computed by every warp: it is multiplied as a plain matrix.
+    """
+    if len(a.shape) == 3 and a.shape[0] == 1:
+        a, b = tl.reshape(a, (a.shape[1], a.shape[2])), tl.reshape(b, (b.shape[1], b.shape[2]))
+        product = tl.dot(a.to(DTYPE), b.to(DTYPE), input_precision=PRECISION)
+        product = tl.reshape(product, (1, product.shape[0], product.shape[1]))
+    else:
+        product = tl.dot(a.to(DTYPE), b.to(DTYPE), input_precision=PRECISION)
+    return product
 
 
 @triton.jit

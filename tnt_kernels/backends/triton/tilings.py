@@ -1,4 +1,9 @@
-"""Rows per tile, warps and stages of every kernel, per width and architecture."""
+"""Rows per tile, warps and stages of every kernel, per width and architecture.
+
+Chosen by what the assembler makes of them (`make triton-table`): no spills, and shared memory that
+fits the smallest chip of an architecture. The interpreter's time goes with the number of
+operations, not their size: it gets large tiles.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +21,29 @@ class Tiling(NamedTuple):
     columns: int = 32  # of a weight or a sum at a time
 
 
-# Programs that walk over tiles and keep weight gradients in registers: about the multiprocessors
-# of a large chip. A constant, so that gradients do not depend on the size of the chip.
-PROGRAMS = 128
-
 # Longest row of pixel_to_patch's output that a program holds: more does not fit its registers.
 WIDEST_ROW = 512
+
+# (kernel, architecture, BLOCK_C) where the usual tiling of the inner block does not do.
+_INNER: dict = {}
+
+
+def gradient_programs(arch: str) -> int:
+    """Programs that walk over tiles and keep weight gradients in registers.
+
+    About the multiprocessors of a large chip, and not those of the chip at hand, so that
+    gradients do not depend on it.
+    """
+    return 3 if arch == "interpreter" else 128
 
 
 def inner_tiling(kernel: str, dtype: torch.dtype, block_c: int, span: int, arch: str) -> Tiling:
     """Tiling of a kernel of the inner block; rows are a multiple of `span`."""
     if arch == "interpreter":
-        return Tiling(rows=128, num_warps=1)
-    return Tiling(max(64, span), 4)
+        return Tiling(rows=1024, num_warps=1)
+    usual = Tiling(rows=16, num_warps=8) if block_c == 128 else Tiling(rows=64, num_warps=4)
+    tiling = _INNER.get((kernel, arch, block_c), usual)
+    return tiling._replace(rows=max(tiling.rows, span))
 
 
 def sum_tiling(arch: str) -> Tiling:
@@ -38,7 +53,9 @@ def sum_tiling(arch: str) -> Tiling:
 
 def norm_tiling(arch: str) -> Tiling:
     """Tiling of the gradients of a LayerNorm and its layers: few columns, for enough programs."""
-    return Tiling(rows=64, num_warps=4, columns=256 if arch == "interpreter" else 16)
+    if arch == "interpreter":
+        return Tiling(rows=256, num_warps=1, columns=256)
+    return Tiling(rows=64, num_warps=4, columns=16)
 
 
 def fold_tiling(arch: str) -> Tiling:
@@ -53,13 +70,17 @@ def rows_tiling(block: int, arch: str) -> Tiling:
 
 def pixel_to_patch_tiling(dtype: torch.dtype, arch: str, whole_rows: bool) -> Tiling:
     """Tiling of the product, over rows of up to WIDEST_ROW elements or over parts of rows."""
+    if arch == "interpreter":
+        return Tiling(rows=64, num_warps=1, columns=128)
+    columns = 16 if dtype is torch.float32 or arch == "hip" else 32
+    num_stages = 2 if arch == "hip" else 3
     if whole_rows:
-        return Tiling(rows=64, num_warps=8, num_stages=3, columns=32)
-    return Tiling(rows=128, num_warps=8, num_stages=3, columns=64)
+        return Tiling(rows=64, num_warps=8, num_stages=num_stages, columns=columns)
+    return Tiling(rows=128, num_warps=8, num_stages=num_stages, columns=2 * columns)
 
 
 def pixel_embed_tiling(block_c: int, arch: str) -> Tiling:
     """Tiling of the convolution; columns are taps."""
     if arch == "interpreter":
-        return Tiling(rows=256, num_warps=1, columns=64)
+        return Tiling(rows=1024, num_warps=1, columns=64)
     return Tiling(rows=64, num_warps=4, columns=32)
