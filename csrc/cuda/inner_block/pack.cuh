@@ -29,6 +29,7 @@ struct NormedLinear {
 
   TNT_DEVICE float bias_at(int row, int num_channels) const {
     float sum = bias.data == nullptr ? 0.0f : weight_at(bias, row);
+#pragma unroll 1
     for (int c = 0; c < num_channels; ++c)
       sum = fma_f32(weight_at(weight, row, c), weight_at(norm_bias, c), sum);
     return scale * sum;
