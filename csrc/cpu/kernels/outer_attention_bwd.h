@@ -23,10 +23,19 @@ struct OuterBackwardScratch {
       return taken;
     };
     const int64_t matrix = head.keys * head.width, strip = kStrip * head.keys;
-    const OuterBackwardScratch s = {
-        take(matrix), take(matrix), take(matrix), take(matrix), take(matrix),
-        take(matrix), take(strip),  take(strip),  take(kStrip * head.width),
-        take(matrix), take(matrix), take(head.keys), take(head.keys + head.width)};
+    const OuterBackwardScratch s = {take(matrix),
+                                    take(matrix),
+                                    take(matrix),
+                                    take(matrix),
+                                    take(matrix),
+                                    take(matrix),
+                                    take(strip),
+                                    take(strip),
+                                    take(kStrip * head.width),
+                                    take(matrix),
+                                    take(matrix),
+                                    take(head.keys),
+                                    take(head.keys + head.width)};
     if (scratch != nullptr) *scratch = s;
     return next - base;
   }
@@ -75,7 +84,8 @@ inline void outer_backward_heads(const OuterAttention& call, int64_t first, int6
       const int64_t rows = smaller(kStrip, tokens - row);
       const float *q_rows = s.q + row * width, *dy_rows = s.dy + row * width;
       multiply(rows, keys, head.dim, {q_rows, width, 1, s.k_columns, keys, s.p, keys, s.mask, 0});
-      multiply(rows, keys, head.dim, {dy_rows, width, 1, s.v_columns, keys, s.ds, keys, s.zeros, 0});
+      multiply(rows, keys, head.dim,
+               {dy_rows, width, 1, s.v_columns, keys, s.ds, keys, s.zeros, 0});
       for (int64_t i = 0; i < rows; ++i) score_gradients(s.p + i * keys, s.ds + i * keys, keys);
       multiply(rows, width, tokens, {s.ds, keys, 1, s.k, width, s.dq, width, s.zeros, 0});
       write_rows(s.dq, rows, head, 1.0f / kLog2E, dq + row * head.qkv_row, head.qkv_row);
@@ -89,9 +99,12 @@ inline void outer_backward_heads(const OuterAttention& call, int64_t first, int6
 
 inline void outer_backward(const OuterAttention& call, int64_t first, int64_t last, float* base) {
   switch (call.dtype) {
-    case DType::kFloat32: return outer_backward_heads<float>(call, first, last, base);
-    case DType::kBFloat16: return outer_backward_heads<BFloat16>(call, first, last, base);
-    case DType::kFloat16: return outer_backward_heads<Float16>(call, first, last, base);
+    case DType::kFloat32:
+      return outer_backward_heads<float>(call, first, last, base);
+    case DType::kBFloat16:
+      return outer_backward_heads<BFloat16>(call, first, last, base);
+    case DType::kFloat16:
+      return outer_backward_heads<Float16>(call, first, last, base);
   }
 }
 
