@@ -68,11 +68,11 @@ TNT_INLINE int sum_part(int num_k) {
   return (num_k + parts - 1) / parts;
 }
 
-// The sums over k of all parts but the last go to sums[R][kTileVecs][kLanes]. A function of its own:
-// inlined, it would cost gemm_block the registers of its sums.
+// The sums over k of all parts but the last go to sums[R][kTileVecs][kLanes]. A function of its
+// own: inlined, it would cost gemm_block the registers of its sums.
 template <int R>
-__attribute__((noinline)) void sum_leading_parts(const float* w, const float* x, int num_k, int part,
-                                                 float* sums) {
+__attribute__((noinline)) void sum_leading_parts(const float* w, const float* x, int num_k,
+                                                 int part, float* sums) {
   for (int k = 0; k + part < num_k; k += part) {
     Vec acc[R][kTileVecs] = {};
     multiply_tile<R, kTileVecs, R, 1, kChunk>(w + k * R, x + k * kChunk, part, acc);
@@ -139,13 +139,20 @@ template <Write kWrite>
 TNT_INLINE void gemm_rows(int rows, const float* w, const float* x, int num_k, float* out,
                           const float* bias, const float* scale) {
   switch (rows) {
-    case 1: return gemm_block<1, kWrite>(w, x, num_k, out, bias, scale);
-    case 2: return gemm_block<2, kWrite>(w, x, num_k, out, bias, scale);
-    case 3: return gemm_block<3, kWrite>(w, x, num_k, out, bias, scale);
-    case 4: return gemm_block<4, kWrite>(w, x, num_k, out, bias, scale);
-    case 5: return gemm_block<5, kWrite>(w, x, num_k, out, bias, scale);
-    case 6: return gemm_block<6, kWrite>(w, x, num_k, out, bias, scale);
-    default: return;
+    case 1:
+      return gemm_block<1, kWrite>(w, x, num_k, out, bias, scale);
+    case 2:
+      return gemm_block<2, kWrite>(w, x, num_k, out, bias, scale);
+    case 3:
+      return gemm_block<3, kWrite>(w, x, num_k, out, bias, scale);
+    case 4:
+      return gemm_block<4, kWrite>(w, x, num_k, out, bias, scale);
+    case 5:
+      return gemm_block<5, kWrite>(w, x, num_k, out, bias, scale);
+    case 6:
+      return gemm_block<6, kWrite>(w, x, num_k, out, bias, scale);
+    default:
+      return;
   }
 }
 
