@@ -60,22 +60,32 @@ __attribute__((noinline)) void sum_tile(const Product& p, int64_t num_k) {
 template <int Q>
 TNT_INLINE void sum_rows(int64_t rows, const Product& p, int64_t num_k) {
   switch (rows) {
-    case 1: return sum_tile<1, Q>(p, num_k);
-    case 2: return sum_tile<2, Q>(p, num_k);
-    case 3: return sum_tile<3, Q>(p, num_k);
-    case 4: return sum_tile<4, Q>(p, num_k);
-    case 5: return sum_tile<5, Q>(p, num_k);
-    default: return sum_tile<6, Q>(p, num_k);
+    case 1:
+      return sum_tile<1, Q>(p, num_k);
+    case 2:
+      return sum_tile<2, Q>(p, num_k);
+    case 3:
+      return sum_tile<3, Q>(p, num_k);
+    case 4:
+      return sum_tile<4, Q>(p, num_k);
+    case 5:
+      return sum_tile<5, Q>(p, num_k);
+    default:
+      return sum_tile<6, Q>(p, num_k);
   }
 }
 
 TNT_INLINE void sum_tile(int64_t rows, int64_t vecs, const Product& p, int64_t num_k) {
   switch (vecs) {
-    case 1: return sum_rows<1>(rows, p, num_k);
-    case 2: return sum_rows<2>(rows, p, num_k);
+    case 1:
+      return sum_rows<1>(rows, p, num_k);
+    case 2:
+      return sum_rows<2>(rows, p, num_k);
 #if defined(TNT_SIMD_AVX512)
-    case 3: return sum_rows<3>(rows, p, num_k);
-    default: return sum_rows<4>(rows, p, num_k);
+    case 3:
+      return sum_rows<3>(rows, p, num_k);
+    default:
+      return sum_rows<4>(rows, p, num_k);
 #endif
   }
 }
@@ -110,9 +120,9 @@ constexpr int64_t whole_vecs(int64_t n) { return (n + kLanes - 1) / kLanes * kLa
 // One head of one image.
 struct Head {
   int64_t num_tokens, dim;
-  int64_t keys, width;         // both in whole vectors
-  int64_t qkv_row, out_row;    // elements from token to token
-  int64_t qkv_part;            // elements from q to k and from k to v
+  int64_t keys, width;       // both in whole vectors
+  int64_t qkv_row, out_row;  // elements from token to token
+  int64_t qkv_part;          // elements from q to k and from k to v
   int64_t qkv_first, out_first;
 
   Head(const OuterAttention& call, int64_t index) {
