@@ -77,8 +77,8 @@ inline void inner_bwd_pack(const InnerCall& call, float* packed) {
     packed = pack_fc1(call, packed);
     for_hidden_blocks(hidden, [&](int first, int units) {
       packed = pack_rows(
-          units, dim,
-          [&](int h, int c) { return w.fc2_weight[int64_t{c} * hidden + first + h]; }, packed);
+          units, dim, [&](int h, int c) { return w.fc2_weight[int64_t{c} * hidden + first + h]; },
+          packed);
     });
     for_hidden_blocks(hidden, [&](int first, int units) {
       packed = pack_rows(
