@@ -59,8 +59,9 @@ TNT_INLINE float folded_bias(const float* row, const float* norm_bias, int dim, 
   return bias;
 }
 
-// The hidden layer is taken in blocks of about kHiddenBlock units, so that a block's activations stay
-// in the L1 cache from fc1 to fc2. fc1 and fc2 are packed block by block, each as a matrix of its own.
+// The hidden layer is taken in blocks of about kHiddenBlock units, so that a block's activations
+// stay in the L1 cache from fc1 to fc2. fc1 and fc2 are packed block by block, each as a matrix of
+// its own.
 constexpr int kHiddenBlock = 8 * kTileRows;
 
 TNT_INLINE int hidden_block(int hidden_dim) {
