@@ -17,10 +17,14 @@ struct OuterForwardScratch {
       p += (floats + 15) / 16 * 16;
       return taken;
     };
-    const OuterForwardScratch s = {take(head.keys * head.width), take(head.keys * head.width),
-                                   take(head.keys * head.width), take(kStrip * head.width),
-                                   take(kStrip * head.keys),     take(kStrip * head.width),
-                                   take(head.keys),              take(head.width)};
+    const OuterForwardScratch s = {take(head.keys * head.width),
+                                   take(head.keys * head.width),
+                                   take(head.keys * head.width),
+                                   take(kStrip * head.width),
+                                   take(kStrip * head.keys),
+                                   take(kStrip * head.width),
+                                   take(head.keys),
+                                   take(head.width)};
     if (scratch != nullptr) *scratch = s;
     return p - base;
   }
@@ -69,9 +73,12 @@ inline void outer_forward_heads(const OuterAttention& call, int64_t first, int64
 
 inline void outer_forward(const OuterAttention& call, int64_t first, int64_t last, float* base) {
   switch (call.dtype) {
-    case DType::kFloat32: return outer_forward_heads<float>(call, first, last, base);
-    case DType::kBFloat16: return outer_forward_heads<BFloat16>(call, first, last, base);
-    case DType::kFloat16: return outer_forward_heads<Float16>(call, first, last, base);
+    case DType::kFloat32:
+      return outer_forward_heads<float>(call, first, last, base);
+    case DType::kBFloat16:
+      return outer_forward_heads<BFloat16>(call, first, last, base);
+    case DType::kFloat16:
+      return outer_forward_heads<Float16>(call, first, last, base);
   }
 }
 
