@@ -189,8 +189,8 @@ TNT_INLINE Vec register_softmax(Vec (&s)[S]) {
   return splat(1.0f) / ((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// out[d] = factor * sum_j a[d][j] m[j] for R rows d. Even and odd j are summed apart: R chains alone
-// would leave the multipliers waiting.
+// out[d] = factor * sum_j a[d][j] m[j] for R rows d. Even and odd j are summed apart: R chains
+// alone would leave the multipliers waiting.
 template <int R, int S>
 TNT_INLINE void register_mix_rows(const float* a, const Vec (&m)[S], Vec factor, float* out) {
   Vec even[R] = {}, odd[R] = {};
@@ -215,12 +215,18 @@ TNT_INLINE void register_mix(const float* a, const Vec (&m)[S], int head_dim, Ve
     out += 6 * kChunk;
   }
   switch (head_dim) {
-    case 5: return register_mix_rows<5>(a, m, factor, out);
-    case 4: return register_mix_rows<4>(a, m, factor, out);
-    case 3: return register_mix_rows<3>(a, m, factor, out);
-    case 2: return register_mix_rows<2>(a, m, factor, out);
-    case 1: return register_mix_rows<1>(a, m, factor, out);
-    default: return;
+    case 5:
+      return register_mix_rows<5>(a, m, factor, out);
+    case 4:
+      return register_mix_rows<4>(a, m, factor, out);
+    case 3:
+      return register_mix_rows<3>(a, m, factor, out);
+    case 2:
+      return register_mix_rows<2>(a, m, factor, out);
+    case 1:
+      return register_mix_rows<1>(a, m, factor, out);
+    default:
+      return;
   }
 }
 
