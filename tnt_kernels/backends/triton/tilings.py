@@ -25,7 +25,10 @@ class Tiling(NamedTuple):
 WIDEST_ROW = 512
 
 # (kernel, architecture, BLOCK_C) where the usual tiling of the inner block does not do.
-_INNER: dict = {}
+_INNER = {
+    ("inner_mlp_bwd_dw_kernel", "sm80", 64): Tiling(rows=64, num_warps=8),
+    ("inner_fwd_kernel", "sm120", 64): Tiling(rows=64, num_warps=4, columns=16),
+}
 
 
 def gradient_programs(arch: str) -> int:
@@ -83,4 +86,4 @@ def pixel_embed_tiling(block_c: int, arch: str) -> Tiling:
     """Tiling of the convolution; columns are taps."""
     if arch == "interpreter":
         return Tiling(rows=1024, num_warps=1, columns=64)
-    return Tiling(rows=64, num_warps=4, columns=32)
+    return Tiling(rows=64, num_warps=4 if block_c <= 32 else 8, columns=32)
