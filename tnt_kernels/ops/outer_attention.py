@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Optional
 
 from torch import Tensor
@@ -29,7 +28,7 @@ def outer_attention_args(qkv: Tensor, *, num_heads: int, scale: Optional[float] 
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         remedy = "pass a float, such as head_dim ** -0.5"
         checks.fail(op, "scale", "a number", type(scale).__name__, remedy, TypeError)
-    if not math.isfinite(scale):
+    if not -float("inf") < scale < float("inf"):  # math.isfinite cannot be traced
         checks.fail(op, "scale", "finite", scale, "pass a float, such as head_dim ** -0.5")
     return dict(zip(OUTER_ATTENTION.argument_names, (qkv, num_heads, float(scale)), strict=True))
 
