@@ -5,17 +5,9 @@
 #pragma once
 
 #include "cuda/inner_block/config.cuh"
+#include "cuda/tile/weights.cuh"
 
 namespace tnt_kernels::cuda {
-
-TNT_DEVICE float weight_at(const WeightView& weight, int row, int column = 0) {
-  const int64_t offset = row * weight.stride[0] + column * weight.stride[1];
-  if (weight.type == DType::kFloat32) {
-    return load_float(static_cast<const float*>(weight.data) + offset);
-  }
-  const uint32_t bits = load_half_word(static_cast<const uint16_t*>(weight.data) + offset);
-  return weight.type == DType::kBFloat16 ? unpack_bf16(bits).lo : unpack_f16(bits).lo;
-}
 
 // A linear layer behind a LayerNorm: its rows scaled by the norm's weight, its bias with the
 // norm's.

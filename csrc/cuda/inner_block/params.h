@@ -1,18 +1,9 @@
 // What the kernels of the inner block are given: plain data, for host and device.
 #pragma once
 
-#include <cstdint>
+#include "cuda/weight_view.h"
 
 namespace tnt_kernels::cuda {
-
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// A weight as the caller holds it: any strides (counted in elements), null if absent.
-struct WeightView {
-  const void* data;
-  int64_t stride[2];
-  DType type;
-};
 
 struct PackParams {
   WeightView norm1_weight, norm1_bias, qk_weight, qk_bias, v_weight, v_bias, proj_weight, proj_bias;

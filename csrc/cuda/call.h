@@ -1,0 +1,116 @@
+// A call of an op on CUDA tensors: checks, what the kernels may read, stream and device.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/weight_view.h"
+
+namespace tnt_kernels::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline bool has_dtype(const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
+}
+
+inline DType dtype_of(const Tensor& t) {
+  if (t.scalar_type() == ScalarType::BFloat16) return DType::kBFloat16;
+  return t.scalar_type() == ScalarType::Half ? DType::kFloat16 : DType::kFloat32;
+}
+
+// Makes the device of `x` current while it lives, and keeps what was made for the call.
+class Call {
+ public:
+  Call(const char* op, const Tensor& x)
+      : op_(op), like_(x), device_(x.get_device_index()), guard_(device_) {}
+
+  const char* op() const { return op_; }
+
+  int attribute(cudaDeviceAttr name) const {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device_));
+    return value;
+  }
+  int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+
+  cudaStream_t stream() const {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+
+  void check_capability() const {
+    const int major = attribute(cudaDevAttrComputeCapabilityMajor);
+    STD_TORCH_CHECK(major >= 8, op_, ": the CUDA kernels need compute capability 8.0 or later, ",
+                    "this GPU has ", major, ".", attribute(cudaDevAttrComputeCapabilityMinor),
+                    "; use backend='reference'");
+  }
+
+  void check_device(const char* name, const Tensor& t) const {
+    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == device_, op_, ": ", name,
+                    " must be on cuda:", device_, ", the device of the activations");
+  }
+
+  Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) const {
+    return torch::stable::new_empty(like_, {sizes.begin(), sizes.size()}, type);
+  }
+
+  // Contiguous and aligned for 16-byte accesses, which a view into a tensor need not be.
+  const void* activation(const Tensor& t) {
+    kept_.push_back(torch::stable::contiguous(t));
+    if (reinterpret_cast<uintptr_t>(kept_.back().const_data_ptr()) % 16 != 0) {
+      kept_.push_back(torch::stable::clone(kept_.back()));
+    }
+    return kept_.back().const_data_ptr();
+  }
+
+  // A weight (rows, columns), or (rows) if `columns` is 0.
+  WeightView weight(const char* name, const Tensor& t, int64_t rows, int64_t columns = 0) {
+    const bool fits = columns == 0 ? t.dim() == 1 && t.size(0) == rows
+                                   : t.dim() == 2 && t.size(0) == rows && t.size(1) == columns;
+    STD_TORCH_CHECK(fits, op_, ": ", name, " must be (", rows, columns == 0 ? "" : ", ",
+                    columns == 0 ? "" : std::to_string(columns), ")");
+    check_device(name, t);
+    kept_.push_back(has_dtype(t) ? t : torch::stable::to(t, ScalarType::Float));
+    const Tensor& held = kept_.back();
+    return {
+        held.const_data_ptr(), {held.stride(0), columns == 0 ? 0 : held.stride(1)}, dtype_of(held)};
+  }
+
+  WeightView weight(const char* name, const OptionalTensor& t, int64_t rows) {
+    return t.has_value() ? weight(name, *t, rows) : WeightView{};
+  }
+
+  // Contiguous float32, or null.
+  const float* floats(const OptionalTensor& t) {
+    if (!t.has_value()) return nullptr;
+    const bool is_float = t->scalar_type() == ScalarType::Float;
+    kept_.push_back(
+        torch::stable::contiguous(is_float ? *t : torch::stable::to(*t, ScalarType::Float)));
+    return static_cast<const float*>(kept_.back().const_data_ptr());
+  }
+
+ private:
+  const char* op_;
+  const Tensor& like_;
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  std::vector<Tensor> kept_;
+};
+
+}  // namespace tnt_kernels::cuda
