@@ -96,6 +96,64 @@ def test_restore_gives_back_the_same_bits(fused_calls):
     assert fused_calls.call_count == 0
 
 
+def _changed_in_place(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+
+
+def _trained(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model(images_for(model)).square().sum().backward()
+    optimizer.step()
+
+
+def _loaded(model):
+    model.load_state_dict({name: 1.1 * value for name, value in model.state_dict().items()})
+
+
+def _assigned(model):
+    state = {name: 1.1 * value for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def _normalised(model):
+    for block in model.blocks:
+        nn.utils.parametrizations.weight_norm(block.mlp_in.fc1)
+        with torch.no_grad():
+            block.mlp_in.fc1.parametrizations.weight.original0.mul_(1.1)
+
+
+def _restored_and_changed(model):
+    restore(model)
+    _changed_in_place(model)
+    accelerate(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_changed_in_place, _trained, _loaded, _assigned, _normalised, _restored_and_changed],
+)
+def test_changed_weights_are_seen(change, fused_calls):
+    """Fused blocks keep nothing of the weights as they were at a call before."""
+    model = accelerate(MODELS["timm"]()).eval()
+    images = images_for(model)
+    with torch.no_grad():
+        before = model(images)
+    change(model)
+    fused_calls.reset_mock()
+    with torch.no_grad():
+        after = model(images)
+        assert fused_calls.call_count == DEPTH
+        assert not torch.equal(after, before)
+        anew = MODELS["timm"]()
+        if change is _normalised:
+            _normalised(anew)
+        anew.load_state_dict(copy.deepcopy(model.state_dict()))
+        assert torch.equal(after, accelerate(anew).eval()(images))
+        assert_close(after, restore(model)(images), MODEL_RELATIVE_ERROR, change.__name__)
+
+
 def test_twice_is_once_and_restore_without_accelerate_is_nothing():
     model = MODELS["timm"]()
     kinds = [type(module) for module in accelerate(model).modules()]
