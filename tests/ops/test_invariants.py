@@ -197,3 +197,10 @@ def test_every_instruction_set_obeys_the_error_rule(capability: str) -> None:
     """ATEN_CPU_CAPABILITY limits the kernels as it limits PyTorch's own."""
     done = run_python(ISA_PARITY, ATEN_CPU_CAPABILITY=capability)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@ALL_SPECS
+def test_denormal_numbers_of_the_caller_stay(spec: OpSpec) -> None:
+    """Kernels flush denormal numbers while they run, and only then."""
+    run_backend("native", spec, spec.make_args(spec.cases[0], torch.float32, "cpu"))
+    assert (torch.full((1 << 20,), 1e-39) * 1.0).count_nonzero() == 1 << 20

@@ -40,9 +40,9 @@ TNT_INLINE void attention_dscores(const float* v, const float* dout, int head_di
                                   float* ds) {
   using Shape = AttentionShape<S>;
   constexpr int Q = Shape::kQueryVecs, R = Shape::kKeyRows;
-  Vec dot[Q] = {};
+  Vec dot[Q] = {}, total[Q] = {};
   for (int key = 0; key < S; key += R) {
-    Vec acc[R][Q] = {}, part[Q] = {};
+    Vec acc[R][Q] = {}, part[Q] = {}, part_total[Q] = {};
     multiply_tile<R, Q, kChunk, 1, kChunk>(v + key, dout, head_dim, acc);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -53,11 +53,19 @@ TNT_INLINE void attention_dscores(const float* v, const float* dout, int head_di
         store(p + at, probability);
         store(ds + at, acc[r][i]);
         part[i] = fma(probability, acc[r][i], part[i]);
+        part_total[i] = part_total[i] + probability;
       }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < Q; ++i) dot[i] = dot[i] + part[i];
+    for (int i = 0; i < Q; ++i) {
+      dot[i] = dot[i] + part[i];
+      total[i] = total[i] + part_total[i];
+    }
   }
+  // Rounded probabilities do not sum to 1, and what they miss would be common to all of dS, whose
+  // sum should vanish: divide by their sum, 1 + e, as a product with 1 - e.
+#pragma GCC unroll 8
+  for (int i = 0; i < Q; ++i) dot[i] = fnma(total[i] - splat(1.0f), dot[i], dot[i]);
   for (int key = 0; key < S; ++key) {
 #pragma GCC unroll 8
     for (int i = 0; i < Q; ++i) {

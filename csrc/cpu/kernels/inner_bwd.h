@@ -257,6 +257,7 @@ inline void attention_half_bwd(const InnerCall& call, const InnerBwdPacked& p,
 }
 
 inline void inner_bwd(const InnerCall& call, const InnerSlice& slice) {
+  const FlushDenormals flush;
   const InnerBwdPacked p = inner_bwd_packed_layout(call, slice.packed);
   const InnerBwdScratch s = inner_bwd_scratch(call, slice.scratch);
   const InnerPartial dw = inner_partial(call, slice.dw_partial);

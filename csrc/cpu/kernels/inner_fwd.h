@@ -234,6 +234,7 @@ inline void mlp_half_fwd(const InnerCall& call, const InnerPacked& p, const Inne
 }
 
 inline void inner_fwd(const InnerCall& call, const InnerSlice& slice) {
+  const FlushDenormals flush;
   const InnerPacked p = inner_packed_layout(call, slice.packed);
   const InnerFwdScratch s = inner_fwd_scratch(call, slice.scratch);
   for (int64_t chunk = slice.begin; chunk < slice.end; ++chunk) {

@@ -98,6 +98,7 @@ inline void outer_backward_heads(const OuterAttention& call, int64_t first, int6
 }
 
 inline void outer_backward(const OuterAttention& call, int64_t first, int64_t last, float* base) {
+  const FlushDenormals flush;
   switch (call.dtype) {
     case DType::kFloat32:
       return outer_backward_heads<float>(call, first, last, base);

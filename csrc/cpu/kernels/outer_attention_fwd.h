@@ -72,6 +72,7 @@ inline void outer_forward_heads(const OuterAttention& call, int64_t first, int64
 }
 
 inline void outer_forward(const OuterAttention& call, int64_t first, int64_t last, float* base) {
+  const FlushDenormals flush;
   switch (call.dtype) {
     case DType::kFloat32:
       return outer_forward_heads<float>(call, first, last, base);
