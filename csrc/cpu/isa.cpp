@@ -49,7 +49,11 @@ KernelTable choose() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma")) {
     KernelTable table = avx512::table();
 #if defined(TNT_HAVE_AMX)
-    if (has_amx()) table.inner.bfloat16_forward = amx::inner_forward();
+    if (has_amx()) {
+      table.name = "avx512+amx";
+      table.inner.bfloat16_forward = amx::inner_forward();
+      table.outer_attention.bfloat16_forward = amx::outer_attention_forward();
+    }
 #endif
     return table;
   }
@@ -68,6 +72,11 @@ KernelTable choose() {
 const KernelTable& kernels() {
   static const KernelTable table = choose();
   return table;
+}
+
+// For Python, see tnt_kernels/backends/native.py.
+extern "C" __attribute__((visibility("default"))) const char* tnt_kernels_cpu_isa() {
+  return kernels().name;
 }
 
 bool has_bfloat16_product() {

@@ -35,7 +35,9 @@ namespace avx512 {
 KernelTable table();
 }
 namespace amx {
-InnerPass inner_forward();  // added to the table of avx512
-}
+// added to the table of avx512
+InnerPass inner_forward();
+OuterAttentionPass outer_attention_forward();
+}  // namespace amx
 
 }  // namespace tnt_kernels::cpu

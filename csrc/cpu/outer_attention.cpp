@@ -46,7 +46,10 @@ Tensor outer_attention(const Tensor& qkv, int64_t num_heads, double scale) {
   const int64_t heads = qkv.size(0) * num_heads;
   const int64_t threads = torch::stable::get_num_threads();
   call.parts = std::clamp<int64_t>(threads / std::max<int64_t>(heads, 1), 1, 8);
-  run(kernels().outer_attention.forward, call, qkv, heads);
+  const OuterAttentionKernels& outer = kernels().outer_attention;
+  const bool bfloat16 =
+      outer.bfloat16_forward.run != nullptr && outer.bfloat16_forward.supports(call);
+  run(bfloat16 ? outer.bfloat16_forward : outer.forward, call, qkv, heads);
   return out;
 }
 

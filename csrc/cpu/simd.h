@@ -25,7 +25,11 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
     defined(__AVX512DQ__) && !defined(TNT_AT_MOST_AVX2) && !defined(TNT_AT_MOST_GENERIC)
 #define TNT_SIMD_AVX512
+#if defined(__AMX_BF16__)
+#define TNT_ISA amx
+#else
 #define TNT_ISA avx512
+#endif
 #define TNT_ISA_NAME "avx512"
 #include "cpu/simd/avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(TNT_AT_MOST_GENERIC)

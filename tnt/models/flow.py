@@ -20,6 +20,7 @@ from tnt_kernels import (
     outer_attention,
     pixel_to_patch,
 )
+from tnt_kernels.backends.native import cpu_isa
 
 from .fusion import (
     BlockParts,
@@ -133,22 +134,23 @@ def attend(attn: nn.Module, x: Tensor) -> Tensor:
     """`attention` through the layers of `attn`, whatever they are."""
     rate = active_dropout(attn.attn_drop)
     x = x.to(_product_dtype(x))  # once for the layers of q, k and of v
-    if rate == 0.0 and _outer_attention_pays(x):
+    if rate == 0.0 and _outer_attention_pays(x, x.shape[-1] // attn.num_heads):
         mixed = outer_attention(_qkv(attn, x), num_heads=attn.num_heads, scale=attn.scale)
     else:
         mixed = _attend_by_pytorch(attn, x, rate)
     return attn.proj_drop(attn.proj(mixed))
 
 
-def _outer_attention_pays(x: Tensor) -> bool:
+def _outer_attention_pays(x: Tensor, head_dim: int) -> bool:
     """Whether our attention is faster than PyTorch's: measured, on CPUs only.
 
-    In bfloat16 PyTorch's forward uses matrix instructions that ours does not, but its backward is
-    three times as slow as ours.
+    In bfloat16 PyTorch's forward uses matrix instructions, ours only AMX and for whole steps of 32
+    channels; but PyTorch's backward is three times as slow as ours.
     """
     if x.device.type != "cpu" or x.dtype is torch.float64:
         return False
-    return x.dtype is not torch.bfloat16 or torch.is_grad_enabled()
+    amx = head_dim % 32 == 0 and cpu_isa().endswith("amx")
+    return x.dtype is not torch.bfloat16 or amx or torch.is_grad_enabled()
 
 
 def _qkv(attn: nn.Module, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -22,6 +23,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _load_results: dict = {}
 
 
+def _extension_paths(name: str) -> list:
+    return sorted(_PACKAGE.glob(f"{name}.*"))
+
+
 def _load(name: str) -> Optional[str]:
     """Load an extension once; None when it is loaded, else why it is not."""
     if name not in _load_results:
@@ -30,7 +35,7 @@ def _load(name: str) -> Optional[str]:
 
 
 def _try_to_load(name: str) -> Optional[str]:
-    paths = sorted(_PACKAGE.glob(f"{name}.*"))
+    paths = _extension_paths(name)
     if not paths:
         remedy = "install a CUDA toolkit and reinstall with FORCE_CUDA=1" * (name == "_C_cuda")
         return f"extension {name} was not built; {remedy or 'reinstall with `pip install .`'}"
@@ -42,6 +47,16 @@ def _try_to_load(name: str) -> Optional[str]:
 
 
 _load("_C")  # at once, so that programs that call torch.ops find the CPU kernels
+
+
+@torch.compiler.assume_constant_result
+def cpu_isa() -> str:
+    """Instruction set of the CPU kernels: generic, avx2, avx512, avx512+amx; none without them."""
+    if _load("_C") is not None:
+        return "none"
+    name = ctypes.CDLL(str(_extension_paths("_C")[0])).tnt_kernels_cpu_isa
+    name.restype = ctypes.c_char_p
+    return name().decode()
 
 
 @torch.compiler.assume_constant_result

@@ -22,12 +22,15 @@ struct OuterAttention {
 
 // Each pass computes [first, last) of all B * heads * parts; scratch is aligned to 64 bytes.
 struct OuterAttentionPass {
+  bool (*supports)(const OuterAttention&);
   int64_t (*scratch_floats)(const OuterAttention&);
   void (*run)(const OuterAttention&, int64_t first, int64_t last, float* scratch);
 };
 
 struct OuterAttentionKernels {
   OuterAttentionPass forward, backward;
+  OuterAttentionPass
+      bfloat16_forward;  // preferred where it supports a call; nulls if there is none
 };
 
 }  // namespace tnt_kernels::cpu

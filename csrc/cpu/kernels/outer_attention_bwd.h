@@ -109,8 +109,12 @@ inline void outer_backward(const OuterAttention& call, int64_t first, int64_t la
   }
 }
 
+inline bool takes_all(const OuterAttention&) { return true; }
+
 inline OuterAttentionKernels outer_attention_kernels() {
-  return {{outer_forward_scratch, outer_forward}, {outer_backward_scratch, outer_backward}};
+  return {{takes_all, outer_forward_scratch, outer_forward},
+          {takes_all, outer_backward_scratch, outer_backward},
+          {}};
 }
 
 }  // namespace tnt_kernels::cpu::TNT_ISA

@@ -4,8 +4,8 @@
 
 namespace tnt_kernels::cpu::TNT_ISA {
 
-// While one lives, numbers below 1.2e-38 count as 0 on this thread: probabilities that far down would
-// otherwise cost x86 processors some hundred cycles for every product they enter.
+// While one lives, numbers below 1.2e-38 count as 0 on this thread: probabilities that far down
+// would otherwise cost x86 processors some hundred cycles for every product they enter.
 struct FlushDenormals {
 #if defined(__SSE__)
   const unsigned saved = __builtin_ia32_stmxcsr();
