@@ -204,3 +204,17 @@ def test_denormal_numbers_of_the_caller_stay(spec: OpSpec) -> None:
     """Kernels flush denormal numbers while they run, and only then."""
     run_backend("native", spec, spec.make_args(spec.cases[0], torch.float32, "cpu"))
     assert (torch.full((1 << 20,), 1e-39) * 1.0).count_nonzero() == 1 << 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_queries_stay_in_their_row(value: float, dtype: torch.dtype) -> None:
+    spec = SPECS["outer_attention"]
+    args = spec.make_args({"B": 2, "N": 50, "heads": 2, "head_dim": 32}, dtype, "cpu")
+    clean = run_backend("native", spec, args)
+    dirty = {**args, "qkv": args["qkv"].clone()}
+    dirty["qkv"][1, 40, 32:34] = value  # two channels of the second head's query of token 40
+    out = run_backend("native", spec, dirty)
+    assert out[1, 40, 32:].isnan().all()
+    out[1, 40, 32:] = clean[1, 40, 32:]
+    assert torch.equal(out, clean)

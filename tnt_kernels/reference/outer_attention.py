@@ -59,6 +59,8 @@ CASES = (
     {"B": 2, "N": 7, "heads": 3, "head_dim": 10},
     {"B": 3, "N": 33, "heads": 2, "head_dim": 24},
     {"B": 1, "N": 577, "heads": 1, "head_dim": 64},
+    {"B": 2, "N": 31, "heads": 2, "head_dim": 32},
+    {"B": 1, "N": 65, "heads": 1, "head_dim": 96},
     {"B": 3, "N": 2, "heads": 1, "head_dim": 1},
     {"B": 2, "N": 50, "heads": 1, "head_dim": 100},
     {"B": 5, "N": 16, "heads": 4, "head_dim": 16},

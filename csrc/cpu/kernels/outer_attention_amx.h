@@ -10,12 +10,11 @@
 
 namespace tnt_kernels::cpu::amx {
 
-constexpr int kStep = 32;   // channels (of scores) or keys (of outputs) that one tile product sums
-constexpr int kStrip = 32;  // queries at a time: two tiles
+constexpr int kStep = 32;   // channels (scores) or keys (outputs) that a tile product sums
+constexpr int kStrip = 32;  // queries at a time: two rows of tiles, which share right operands
 
-// Two rows of tiles by two columns: four loads for four products.
-//   sums 0-3, left operand 4-5, right operand 6-7
-inline void configure_square() {
+// Sums 0-3, left operands 4-5, right operands 6-7.
+inline void configure_whole_tiles() {
   TileConfig config;
   for (int i = 0; i < 8; ++i) {
     config.rows[i] = kTileRows;
@@ -24,33 +23,40 @@ inline void configure_square() {
   tile_configure(config);
 }
 
-// c (kStrip, 16 column_tiles) = a (kStrip, kStep steps) b. Column by column, b's tiles lie one
-// after the other; strides of a and c are in bytes. column_tiles is even.
+// c (kStrip, 16 columns) = a (kStrip, kStep steps) b, or only its upper row of tiles. `columns`, of
+// tiles, is even; column by column, b's tiles lie one after the other. Strides are in bytes.
+template <bool two_rows>
 inline void multiply_strip(const char* a, int64_t a_row, const char* b, int64_t steps,
-                           int64_t column_tiles, char* c, int64_t c_row) {
+                           int64_t columns, char* c, int64_t c_row) {
   const char* a_low = a + kTileRows * a_row;
-  for (int64_t column = 0; column < column_tiles; column += 2) {
-    const char* b_left = b + column * steps * kTile;
-    const char* b_right = b_left + steps * kTile;
+  char* c_low = c + kTileRows * c_row;
+  for (int64_t column = 0; column < columns; column += 2) {
+    const char* left = b + column * steps * kTile;
+    const char* right = left + steps * kTile;
     tile_zero<0>();
     tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
+    if (two_rows) {
+      tile_zero<2>();
+      tile_zero<3>();
+    }
     for (int64_t step = 0; step < steps; ++step) {
       tile_load<4>(a + step * kRow, a_row);
-      tile_load<6>(b_left + step * kTile);
+      tile_load<6>(left + step * kTile);
       tile_multiply_add<0, 4, 6>();
-      tile_load<5>(a_low + step * kRow, a_row);
-      tile_multiply_add<1, 5, 6>();
-      tile_load<7>(b_right + step * kTile);
-      tile_multiply_add<2, 4, 7>();
-      tile_multiply_add<3, 5, 7>();
+      tile_load<7>(right + step * kTile);
+      tile_multiply_add<1, 4, 7>();
+      if (two_rows) {
+        tile_load<5>(a_low + step * kRow, a_row);
+        tile_multiply_add<2, 5, 6>();
+        tile_multiply_add<3, 5, 7>();
+      }
     }
-    char* target = c + column * kRow;
-    tile_store<0>(target, c_row);
-    tile_store<1>(target + kTileRows * c_row, c_row);
-    tile_store<2>(target + kRow, c_row);
-    tile_store<3>(target + kTileRows * c_row + kRow, c_row);
+    tile_store<0>(c + column * kRow, c_row);
+    tile_store<1>(c + column * kRow + kRow, c_row);
+    if (two_rows) {
+      tile_store<2>(c_low + column * kRow, c_row);
+      tile_store<3>(c_low + column * kRow + kRow, c_row);
+    }
   }
 }
 
@@ -161,40 +167,39 @@ TNT_INLINE float exponentials(const float* scores, int64_t num_keys, int64_t pad
   return 1.0f / sum(sum_low + sum_high);
 }
 
-inline void copy_queries(const BFloat16* q, int64_t row, int64_t count, int64_t dim, char* target) {
-  for (int64_t i = 0; i < count; ++i) {
-    __builtin_memcpy(target + 2 * i * dim, q + i * row, static_cast<size_t>(2 * dim));
-  }
-}
-
-// Queries [begin, end) of one head; q, k, v and out point to its first channel.
+// Queries [begin, end) of one head in strips; q and out point to its first channel.
 inline void attend(const OuterAttention& call, const OuterScratch& at, char* scratch, int64_t begin,
                    int64_t end, const BFloat16* q, BFloat16* out) {
   const int64_t dim = call.head_dim, out_row = call.num_heads * dim, q_row = 3 * out_row;
-  float* const scores = reinterpret_cast<float*>(scratch + at.scores);
-  const float* const sums = reinterpret_cast<float*>(scratch + at.out);
+  const auto* scores = reinterpret_cast<const float*>(scratch + at.scores);
+  const auto* sums = reinterpret_cast<const float*>(scratch + at.out);
   for (int64_t row = begin; row < end; row += kStrip) {
     const int64_t rows = end - row < kStrip ? end - row : kStrip;
     const char* queries = reinterpret_cast<const char*>(q + row * q_row);
     int64_t queries_row = 2 * q_row;
     if (row + kStrip > call.num_tokens) {  // the tiles would reach beyond the tensor
-      copy_queries(q + row * q_row, q_row, rows, dim, scratch + at.q);
+      for (int64_t i = 0; i < rows; ++i) {
+        __builtin_memcpy(scratch + at.q + 2 * i * dim, queries + i * queries_row,
+                         static_cast<size_t>(2 * dim));
+      }
       queries = scratch + at.q;
       queries_row = 2 * dim;
     }
-    multiply_strip(queries, queries_row, scratch + at.k, dim / kStep, at.keys / kLanes,
-                   scratch + at.scores, 4 * at.keys);
+    const auto multiply = rows > kTileRows ? multiply_strip<true> : multiply_strip<false>;
+    multiply(queries, queries_row, scratch + at.k, dim / kStep, at.keys / kLanes,
+             scratch + at.scores, 4 * at.keys);
     float inverse[kStrip];
     for (int64_t i = 0; i < rows; ++i) {
       inverse[i] = exponentials(scores + i * at.keys, call.num_tokens, at.keys, call.scale * kLog2E,
                                 scratch + at.probs + 2 * i * at.keys);
     }
-    multiply_strip(scratch + at.probs, 2 * at.keys, scratch + at.v, at.keys / kStep, dim / kLanes,
-                   scratch + at.out, 4 * dim);
+    multiply(scratch + at.probs, 2 * at.keys, scratch + at.v, at.keys / kStep, dim / kLanes,
+             scratch + at.out, 4 * dim);
     for (int64_t i = 0; i < rows; ++i) {
       const Vec factor = splat(inverse[i]);
       for (int64_t j = 0; j < dim; j += kLanes) {
-        store(out + (row + i) * out_row + j, load(sums + i * dim + j) * factor);
+        const __m256bh rounded = _mm512_cvtneps_pbh(load(sums + i * dim + j) * factor);
+        __builtin_memcpy(out + (row + i) * out_row + j, &rounded, sizeof(rounded));
       }
     }
   }
@@ -205,7 +210,7 @@ inline void outer_forward(const OuterAttention& call, int64_t first, int64_t las
   const OuterScratch at(call);
   char* const scratch = reinterpret_cast<char*>(base);
   const int64_t tokens = call.num_tokens, dim = call.head_dim, width = call.num_heads * dim;
-  configure_square();
+  configure_whole_tiles();
   int64_t laid_out = -1;
   for (int64_t index = first; index < last; ++index) {
     const int64_t head = index / call.parts, part = index % call.parts;
@@ -217,8 +222,9 @@ inline void outer_forward(const OuterAttention& call, int64_t first, int64_t las
       lay_out_values(q + 2 * width, 3 * width, tokens, at.keys, dim, scratch + at.v);
       laid_out = head;
     }
-    attend(call, at, scratch, tokens * part / call.parts, tokens * (part + 1) / call.parts, q,
-           static_cast<BFloat16*>(call.out) + first_token * width + channel);
+    BFloat16* out = static_cast<BFloat16*>(call.out) + first_token * width + channel;
+    const int64_t begin = tokens * part / call.parts, end = tokens * (part + 1) / call.parts;
+    attend(call, at, scratch, begin, end, q, out);
   }
   tile_release();
 }
