@@ -96,6 +96,15 @@ class Call {
     return t.has_value() ? weight(name, *t, rows) : WeightView{};
   }
 
+  // A weight of rows * columns elements and any number of axes, read as (rows, columns).
+  WeightView matrix(const char* name, const Tensor& t, int64_t columns) {
+    check_device(name, t);
+    kept_.push_back(
+        torch::stable::contiguous(has_dtype(t) ? t : torch::stable::to(t, ScalarType::Float)));
+    const Tensor& held = kept_.back();
+    return {held.const_data_ptr(), {columns, 1}, dtype_of(held)};
+  }
+
   // Contiguous float32, or null.
   const float* floats(const OptionalTensor& t) {
     if (!t.has_value()) return nullptr;

@@ -34,6 +34,7 @@ TNT_DEVICE int block_id() { return static_cast<int>(blockIdx.x); }
 TNT_DEVICE int num_blocks() { return static_cast<int>(gridDim.x); }
 
 TNT_DEVICE void block_sync() { __syncthreads(); }
+TNT_DEVICE void warp_sync() { __syncwarp(); }
 
 TNT_DEVICE uint32_t* dynamic_shared() {
   extern __shared__ uint4 tnt_dynamic_shared[];
@@ -191,7 +192,25 @@ TNT_DEVICE void warp_mma_f16_k16(float (&d)[4], const Words<2>& a0, const Words<
       : "r"(a0.w[0]), "r"(a0.w[1]), "r"(a1.w[0]), "r"(a1.w[1]), "r"(b0), "r"(b1));
 }
 
-// The same with an fp16 accumulator: row g in d.w[0], row g + 8 in d.w[1].
+// The same with bf16 operands.
+TNT_DEVICE void warp_mma_bf16_k8(float (&d)[4], const Words<2>& a, uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.w[0]), "r"(a.w[1]), "r"(b));
+}
+
+TNT_DEVICE void warp_mma_bf16_k16(float (&d)[4], const Words<2>& a0, const Words<2>& a1,
+                                  uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0.w[0]), "r"(a0.w[1]), "r"(a1.w[0]), "r"(a1.w[1]), "r"(b0), "r"(b1));
+}
+
+// warp_mma_f16 with an fp16 accumulator: row g in d.w[0], row g + 8 in d.w[1].
 TNT_DEVICE void warp_mma_f16_k8(Words<2>& d, const Words<2>& a, uint32_t b) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%0, %1};"

@@ -27,7 +27,9 @@ def import_file(name: str, path: Path) -> ModuleType:
 class EmulatorBuild:
     """Collects modules to compile; `run` compiles what changed."""
 
-    def __init__(self, folder: str):
+    def __init__(
+        self, folder: str, common: Sequence[str] = ("bindings.cpp", "emulator.cpp", "self_test.cpp")
+    ):
         import pybind11
 
         setup_py = import_file("tnt_setup_py", ROOT / "setup.py")
@@ -35,11 +37,8 @@ class EmulatorBuild:
         self.ninja = setup_py.NinjaFile(BUILD / folder)
         self.objects: dict = {}
         include = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
-        self.common = [
-            self.compile("bindings.cpp", "common", [*FLAGS, "-Icsrc", *include]),
-            self.compile("emulator.cpp", "common", FLAGS),
-            self.compile("self_test.cpp", "common", [*FLAGS, "-Icsrc"]),
-        ]
+        flags = [*FLAGS, "-Icsrc", *include]
+        self.common = [self.compile(source, "common", flags) for source in common]
 
     def compile(self, source: str, library: str, flags: Sequence[str]) -> Path:
         return self.ninja.compile(f"{HERE}/{source}", library, [*self.cxx, *flags])
@@ -60,6 +59,10 @@ class EmulatorBuild:
             changed = dtype in dtypes
             library = name if changed else "unchanged"
             objects.append(self._bodies(dtype, library, csrc if changed else "csrc", configs))
+        return self.link(name, objects)
+
+    def link(self, name: str, objects: Sequence[Path]) -> Path:
+        """The module of these objects; `load` imports it once it is compiled."""
         output = self.ninja.build_dir / name
         output = output / ("emulated_kernels" + sysconfig.get_config_var("EXT_SUFFIX"))
         self.ninja.link(output, objects, [])

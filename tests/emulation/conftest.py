@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-from emulation import calls
+from emulation import calls, pixels
 from emulation.build import EmulatorBuild, load
 
 
@@ -19,9 +19,20 @@ def kernels() -> ModuleType:
     return load(path)
 
 
+@pytest.fixture(scope="session")
+def pixel_kernels() -> ModuleType:
+    """The emulator with every kernel body of the pixel ops."""
+    pytest.importorskip("pybind11")
+    build = pixels.PixelBuild("pixels")
+    path = build.add_pixels("all")
+    build.run()
+    return load(path)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many kernel bodies the emulator ran, and how many planted faults it caught."""
-    if calls.executed:
-        bodies = f"{len(calls.executed)} of {len(calls.BODIES)} kernel bodies executed"
+    executed = len(calls.executed) + len(pixels.executed)
+    if executed:
+        bodies = f"{executed} of {len(calls.BODIES) + len(pixels.BODIES)} kernel bodies executed"
         faults = f"{len(calls.caught)} of {calls.planted} planted faults caught"
         terminalreporter.write_line(f"emulation: {bodies}; {faults}")

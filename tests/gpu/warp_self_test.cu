@@ -54,6 +54,21 @@ __device__ void test_mma() {
   warp_mma_f16_k16(d16, a[0], a[1], b[0], b[1]);
   expect_product(d16, 16, "mma f16 k16");
 
+  Words<2> brain_a[2];
+  uint32_t brain_b[2];
+  for (int k = 0; k < 2; ++k) {
+    const int first = 2 * t + 8 * k;
+    for (int half = 0; half < 2; ++half) {
+      brain_a[k].w[half] = pack_bf16(a_at(g + 8 * half, first), a_at(g + 8 * half, first + 1));
+    }
+    brain_b[k] = pack_bf16(b_at(first, g), b_at(first + 1, g));
+  }
+  float brain8[4] = {1, 1, 1, 1}, brain16[4] = {1, 1, 1, 1};
+  warp_mma_bf16_k8(brain8, brain_a[0], brain_b[0]);
+  expect_product(brain8, 8, "mma bf16 k8");
+  warp_mma_bf16_k16(brain16, brain_a[0], brain_a[1], brain_b[0], brain_b[1]);
+  expect_product(brain16, 16, "mma bf16 k16");
+
   const uint32_t one = pack_f16(1, 1);
   Words<2> h8 = {{one, one}}, h16 = {{one, one}};
   warp_mma_f16_k8(h8, a[0], b[0]);
@@ -72,6 +87,7 @@ __device__ void test_shuffles() {
   const float lane = static_cast<float>(lane_id());
   expect(warp_shuffle_xor<1>(lane) == static_cast<float>(lane_id() ^ 1), "shuffle 1");
   expect(warp_shuffle_xor<2>(lane) == static_cast<float>(lane_id() ^ 2), "shuffle 2");
+  expect(warp_shuffle_xor<16>(lane) == static_cast<float>(lane_id() ^ 16), "shuffle 16");
   expect(warp_id() == static_cast<int>(threadIdx.x / 32), "warp id");
 }
 
@@ -107,6 +123,8 @@ __device__ void test_pairs() {
 __device__ void test_memory() {
   uint32_t* words = dynamic_shared();
   store_words(words + 4 * thread_id(), Words<4>{{1u, 2u, 3u, static_cast<uint32_t>(thread_id())}});
+  warp_sync();
+  expect(load_words<1>(words + 4 * (thread_id() ^ 1)).w[0] == 1u, "store, warp_sync, load");
   block_sync();
   const int other = (thread_id() + 32) % block_threads();
   expect(load_words<4>(words + 4 * other).w[3] == static_cast<uint32_t>(other), "16-byte access");

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..library import call as call_operator
+from .native_pixels import pixel_embed_refusal
 
 EXTENSION_OF_DEVICE = {"cpu": "_C", "cuda": "_C_cuda"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -92,17 +93,23 @@ def refusal(call: Any) -> Optional[str]:
         dtype = str(call.dtype).removeprefix("torch.")
         return f"dtype {dtype} is not one of float32, bfloat16, float16"
     if call.device == "cuda":
-        return _cuda_refusal(call.dims)
+        return _cuda_refusal(call)
     if call.op in ("inner_attention", "inner_block") and call.dims["S"] not in CPU_TOKENS:
         return f"S={call.dims['S']} tokens per patch is not one of 4, 16, 64"
     return None
 
 
-def _cuda_refusal(dims: Mapping[str, int]) -> Optional[str]:
-    """What the CUDA kernels of the inner block do not take."""
+def _cuda_refusal(call: Any) -> Optional[str]:
+    """What the CUDA kernels do not take."""
     if cuda_capability() < CUDA_CAPABILITY:
         found, needed = (".".join(map(str, c)) for c in (cuda_capability(), CUDA_CAPABILITY))
         return f"the GPU has compute capability {found}; the kernels need {needed} or later"
+    if call.op == "pixel_embed":
+        return pixel_embed_refusal(call.dims, call.dtype)
+    return _inner_refusal(call.dims)
+
+
+def _inner_refusal(dims: Mapping[str, int]) -> Optional[str]:
     tokens, dim = dims["S"], dims["C"]
     if (tokens, dim) not in CUDA_SIZES:
         sizes = ", ".join(map(str, CUDA_SIZES))

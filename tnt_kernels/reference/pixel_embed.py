@@ -63,6 +63,12 @@ def _weight_shapes(args: Args) -> list:
     return [tuple(args["weight"].shape), (dim,), (1, dim, *_tile(args))]
 
 
+def _dims(args: Args) -> dict:
+    dim, in_chans, kernel, _ = args["weight"].shape
+    sizes = {"S": _output_shape(args)[1], "C": dim, "Cin": in_chans, "k": kernel}
+    return {**sizes, **{name: args[name] for name in ("patch_h", "patch_w", "stride")}}
+
+
 def _macs(args: Args) -> int:
     num_patches, num_tokens, _ = _output_shape(args)
     return num_patches * num_tokens * args["weight"].numel()
@@ -126,7 +132,7 @@ PIXEL_EMBED = OpSpec(
         value for name, value in args.items() if name not in ("bias", "pixel_pos")
     ),
     weight_shapes=_weight_shapes,
-    dims=lambda args: {"S": _output_shape(args)[1], "C": args["weight"].shape[0]},
+    dims=_dims,
     macs=_macs,
     bytes_moved=_bytes_moved,
     make_args=make_args,

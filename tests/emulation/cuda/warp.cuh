@@ -159,8 +159,15 @@ enum Collective {
   kMmaHalf16,
   kMmaHalfSum8,
   kMmaHalfSum16,
-  kMmaTf32
+  kMmaTf32,
+  kMmaBrain8,
+  kMmaBrain16,
+  kWarpSync
 };
+
+inline void warp_sync() {
+  emulation::collective(kWarpSync, nullptr, [](void* const*) {});
+}
 
 struct ShuffleArguments {
   float value;
@@ -268,6 +275,31 @@ inline void warp_mma_f16_k16(Words<2>& d, const Words<2>& a0, const Words<2>& a1
   const Words<2> a[2] = {a0, a1};
   const uint32_t b[2] = {b0, b1};
   half_sum_mma<16>(kMmaHalfSum16, d, a, b);
+}
+
+template <int kDepth>
+inline void brain_mma(int kind, float (&d)[4], const Words<2>* a, const uint32_t* b) {
+  MmaArguments<kDepth> arguments;
+  const auto set = [](float* elements, uint32_t word) {
+    elements[0] = unpack_bf16(word).lo;
+    elements[1] = unpack_bf16(word).hi;
+  };
+  for (int i = 0; i < kDepth / 4; ++i) set(arguments.a + 2 * i, a[i / 2].w[i % 2]);
+  for (int i = 0; i < kDepth / 8; ++i) set(arguments.b + 2 * i, b[i]);
+  memcpy(arguments.d, d, sizeof d);
+  emulation::collective(kind, &arguments, execute_mma<kDepth, false, false>);
+  memcpy(d, arguments.d, sizeof d);
+}
+
+inline void warp_mma_bf16_k8(float (&d)[4], const Words<2>& a, uint32_t b) {
+  brain_mma<8>(kMmaBrain8, d, &a, &b);
+}
+
+inline void warp_mma_bf16_k16(float (&d)[4], const Words<2>& a0, const Words<2>& a1, uint32_t b0,
+                              uint32_t b1) {
+  const Words<2> a[2] = {a0, a1};
+  const uint32_t b[2] = {b0, b1};
+  brain_mma<16>(kMmaBrain16, d, a, b);
 }
 
 inline float check_tf32(float x) {

@@ -1,0 +1,69 @@
+// Emulator shells of pixel_embed's kernels, compiled once per element type: TNT_DTYPE is its name
+// in csrc/cuda, TNT_NAMESPACE the namespace of these functions.
+#include "cuda/pixel_embed/forward_body.cuh"
+#include "cuda/pixel_embed/instances.cuh"
+#include "cuda/pixel_embed/pack.cuh"
+#include "pixel_kernels.h"
+
+namespace emulation::TNT_NAMESPACE {
+namespace {
+
+using namespace tnt_kernels::cuda;
+constexpr int kElementBytes = 2 * TNT_DTYPE::kPairWords;
+
+// Runs body(groups as a constant) and notes its name.
+template <class Body>
+void run_groups(const char* name, int groups, const Launch& launch, const Body& body) {
+  executed().insert(std::string(name) + "-" + TNT_STRING(TNT_NAMESPACE) + "-groups" +
+                    std::to_string(groups));
+  if (groups == 5) {
+    run(launch, [&] { body(std::integral_constant<int, 5>{}); });
+  } else {
+    run(launch, [&] { body(std::integral_constant<int, 3>{}); });
+  }
+}
+
+WeightView view(Buffers& buffers, const Weight& weight) {
+  return {buffers.input(weight.span),
+          {weight.stride[0], weight.stride[1]},
+          static_cast<DType>(weight.type)};
+}
+
+const uint32_t* pack(const PixelEmbedCall& call, const PixelEmbedPlan& plan, Buffers& buffers) {
+  const WeightView weight = view(buffers, call.weight), bias = view(buffers, call.bias);
+  const WeightView pixel_pos = view(buffers, call.pixel_pos);
+  uint32_t* packed = static_cast<uint32_t*>(buffers.output(4 * size_t(plan.packed_words)));
+  const PixelEmbedPack params = {plan, weight, bias, pixel_pos, packed};
+  run_groups("pixel_embed_pack", plan.groups, {call.setting.blocks, 2, 0, call.setting.reversed},
+             [&](auto groups) { pixel_embed_pack_body<TNT_DTYPE, groups>(params); });
+  buffers.finished();
+  return packed;
+}
+
+std::string forward(const PixelEmbedCall& call) {
+  PixelEmbedPlan plan = call.plan;
+  complete(plan, kElementBytes, kForwardTokens);
+  Buffers buffers(call.setting);
+  const uint32_t* packed = pack(call, plan, buffers);
+  const size_t bytes = size_t(plan.num_patches) * plan.tokens * plan.dim * kElementBytes;
+  const void* images = buffers.input(call.images);
+  void* out = buffers.output(bytes);
+  const PixelEmbedForward params = {plan, images, packed, out};
+  const Setting& s = call.setting;
+  const size_t shared = static_cast<size_t>(forward_shared_bytes(plan, s.warps));
+  run_groups("pixel_embed_fwd", plan.groups, {s.blocks, s.warps, shared, s.reversed},
+             [&](auto groups) { pixel_embed_fwd_body<TNT_DTYPE, groups>(params); });
+  return bytes_at(out, bytes);
+}
+
+int64_t shared_bytes(const PixelEmbedCall& call) {
+  PixelEmbedPlan plan = call.plan;
+  complete(plan, kElementBytes, kForwardTokens);
+  return forward_shared_bytes(plan, 1);
+}
+
+}  // namespace
+
+PixelEmbedKernels pixel_embed_kernels() { return {forward, shared_bytes}; }
+
+}  // namespace emulation::TNT_NAMESPACE

@@ -1,0 +1,120 @@
+"""Running the pixel ops on emulated kernels from the ops' own arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Optional
+
+import torch
+from emulation.build import FLAGS, NAMESPACES, EmulatorBuild
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SOURCES = ("pixel_embed.cpp",)
+BODIES = {
+    f"{body}-{namespace}-groups{groups}"
+    for body in ("pixel_embed_pack", "pixel_embed_fwd")
+    for namespace in NAMESPACES.values()
+    for groups in (3, 5)
+}
+
+executed: set = set()  # of BODIES
+
+
+class PixelBuild(EmulatorBuild):
+    """Modules of the pixel ops' kernels."""
+
+    def __init__(self, folder: str):
+        super().__init__(folder, ("pixel_bindings.cpp", "emulator.cpp"))
+
+    def add_pixels(
+        self,
+        name: str,
+        csrc: str = "csrc",
+        dtypes: Sequence[str] = tuple(NAMESPACES),
+        sources: Sequence[str] = SOURCES,
+    ) -> Path:
+        """The module whose bodies come from `csrc`.
+
+        Types that are not in `dtypes`, and ops not in `sources`, have the bodies of the checkout.
+        """
+        objects = list(self.common)
+        for dtype, namespace in NAMESPACES.items():
+            for source in SOURCES:
+                changed = csrc != "csrc" and dtype in dtypes and source in sources
+                library, folder = (name, csrc) if changed else ("unchanged", "csrc")
+                key = f"{library}-{namespace}-{source}"
+                if key not in self.objects:
+                    flags = [*FLAGS, f"-I{folder}", f"-DTNT_DTYPE={dtype}"]
+                    flags += ["-Icsrc", f"-DTNT_NAMESPACE={namespace}"]
+                    self.objects[key] = self.compile(source, key, flags)
+                objects.append(self.objects[key])
+        return self.link(name, objects)
+
+
+def span(x: Optional[Tensor]) -> Optional[tuple]:
+    """Address and bytes of a contiguous tensor."""
+    return None if x is None else (x.data_ptr(), x.numel() * x.element_size())
+
+
+def weight(w: Optional[Tensor]) -> Optional[tuple]:
+    """A weight of one or two axes as the kernels take it."""
+    if w is None:
+        return None
+    last = sum((size - 1) * stride for size, stride in zip(w.shape, w.stride()))
+    strides = (*w.stride(), 0)[:2]
+    return (w.data_ptr(), (last + 1) * w.element_size(), *strides, WEIGHT_TYPES[w.dtype])
+
+
+def dtype_id(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def from_bytes(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """A tensor of a kernel's output."""
+    if not data:
+        return torch.empty(tuple(shape), dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(tuple(shape))
+
+
+def _embed_arguments(args: Mapping[str, Any], dy: Optional[Tensor], setting: dict) -> tuple:
+    """The call as the bindings take it, and what must outlive it."""
+    images, w = args["images"].contiguous(), args["weight"].flatten(1)
+    batch, in_chans, height, width = images.shape
+    pos = args["pixel_pos"]
+    pos = None if pos is None else pos.flatten(2)[0]
+    values = {
+        "in_chans": in_chans,
+        "height": height,
+        "width": width,
+        "dim": w.shape[0],
+        "kernel": args["weight"].shape[2],
+        **{name: args[name] for name in ("patch_h", "patch_w", "stride", "unfold_first")},
+        "num_patches": batch * (height // args["patch_h"]) * (width // args["patch_w"]),
+        "images": span(images),
+        "dy": span(dy),
+        "weight": weight(w),
+        "bias": weight(args["bias"]),
+        "pixel_pos": weight(pos),
+        "setting": setting,
+    }
+    return values, (images, w, pos, dy)
+
+
+def pixel_embed(kernels: ModuleType, args: Mapping[str, Any], **setting: Any) -> Tensor:
+    """(P, S, C)."""
+    values, _kept = _embed_arguments(args, None, setting)
+    out = kernels.pixel_embed(dtype_id(args["images"].dtype), values)
+    executed.update(kernels.executed())
+    tokens = (args["patch_h"] // args["stride"]) * (args["patch_w"] // args["stride"])
+    return from_bytes(out, args["images"].dtype, (values["num_patches"], tokens, values["dim"]))
+
+
+def shared_bytes(kernels: ModuleType, args: Mapping[str, Any]) -> int:
+    """Shared memory of a forward block of one warp."""
+    values, _kept = _embed_arguments(args, None, {})
+    return kernels.pixel_embed_shared_bytes(dtype_id(args["images"].dtype), values)

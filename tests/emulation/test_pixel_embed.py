@@ -1,0 +1,141 @@
+"""Kernel bodies of pixel_embed against the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from emulation import pixels
+from emulation.pixels import DTYPES, shared_bytes
+from tolerance import assert_error_rule
+from torch import Tensor
+
+from tnt_kernels.backends.native_pixels import pixel_embed_refusal, pixel_embed_shared_bytes
+from tnt_kernels.reference import SPECS
+from tnt_kernels.spec import case_id
+
+SPEC = SPECS["pixel_embed"]
+# beyond the spec's: an odd number of patches in a group of several, a window of 5, a width
+# of several passes that no group of channels fills, more tokens than a tile in an odd number
+CASES = (
+    *(case for case in SPEC.cases if case["B"] > 0),
+    {"B": 1, "Cin": 3, "H": 16, "W": 80, "C": 96, "patch": 16, "stride": 8},
+    {"B": 1, "Cin": 3, "H": 16, "W": 16, "C": 26, "patch": 16, "stride": 4, "k": 5},
+    {"B": 1, "Cin": 2, "H": 12, "W": 24, "C": 40, "patch": 12, "stride": 2, "k": 3},
+    {"B": 2, "Cin": 1, "H": 24, "W": 24, "C": 8, "patch": 12, "stride": 4, "unfold_first": False},
+)
+every_type = pytest.mark.parametrize("dtype", DTYPES, ids=pixels.dtype_id)
+every_case = pytest.mark.parametrize("case", CASES, ids=case_id)
+# whole and partial groups of channels, one and several patches in a group, both orders
+some_cases = pytest.mark.parametrize("case", [CASES[i] for i in (0, 3, 4, 7, 13)], ids=case_id)
+
+
+def reference(args: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    cast = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in args.items()}
+    return SPEC.reference(*cast.values())
+
+
+def assert_forward(kernels: ModuleType, args: Mapping[str, Any]) -> None:
+    out = pixels.pixel_embed(kernels, args)
+    exact, pytorch = reference(args, torch.float64), reference(args, args["images"].dtype)
+    assert_error_rule(out, pytorch, exact, "pixel_embed")
+
+
+@every_type
+@every_case
+def test_forward_obeys_the_error_rule(
+    pixel_kernels: ModuleType, case: dict, dtype: torch.dtype
+) -> None:
+    assert pixel_embed_refusal(SPEC.dims(SPEC.make_args(case, dtype, "cpu")), dtype) is None
+    assert_forward(pixel_kernels, SPEC.make_args(case, dtype, "cpu", seed=1))
+
+
+@every_type
+@some_cases
+def test_launch_does_not_change_a_bit(
+    pixel_kernels: ModuleType, case: dict, dtype: torch.dtype
+) -> None:
+    args = SPEC.make_args(case, dtype, "cpu")
+    expected = pixels.pixel_embed(pixel_kernels, args, blocks=1, warps=1)
+    for blocks, warps in ((1, 8), (2, 3), (7, 2)):
+        for flag in (False, True):
+            setting = {"blocks": blocks, "warps": warps, "reversed": flag, "guard_end": flag}
+            assert torch.equal(pixels.pixel_embed(pixel_kernels, args, **setting), expected)
+
+
+@every_type
+def test_tails_equal_the_full_batch(pixel_kernels: ModuleType, dtype: torch.dtype) -> None:
+    for stride, dim in ((8, 96), (4, 40), (2, 6)):
+        case = {"B": 7, "Cin": 3, "H": 16, "W": 16, "C": dim, "patch": 16, "stride": stride}
+        args = SPEC.make_args(case, dtype, "cpu")
+        full = pixels.pixel_embed(pixel_kernels, args)
+        for batch in range(1, 7):
+            part = {**args, "images": args["images"][:batch]}
+            out = pixels.pixel_embed(pixel_kernels, part, guard_end=batch % 2 == 0)
+            assert torch.equal(out, full[:batch])
+
+
+@every_type
+@some_cases
+def test_weights_of_any_stride_and_of_float32(
+    pixel_kernels: ModuleType, case: dict, dtype: torch.dtype
+) -> None:
+    args = SPEC.make_args(case, dtype, "cpu")
+    expected = pixels.pixel_embed(pixel_kernels, args)
+    flat = args["weight"].flatten(1).t().contiguous().t()
+    strided = {**args, "weight": flat.unflatten(1, args["weight"].shape[1:])}
+    assert not strided["weight"].is_contiguous()
+    assert torch.equal(pixels.pixel_embed(pixel_kernels, strided), expected)
+    single = {k: v.float() if k in SPEC.weights and v is not None else v for k, v in args.items()}
+    assert torch.equal(pixels.pixel_embed(pixel_kernels, single), expected)
+
+
+@every_type
+@pytest.mark.parametrize("unfold_first", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_a_number_reaches_the_windows_that_see_it(
+    pixel_kernels: ModuleType, value: float, unfold_first: bool, dtype: torch.dtype
+) -> None:
+    case = {"B": 1, "Cin": 3, "H": 32, "W": 32, "C": 24, "patch": 16, "stride": 4}
+    args = SPEC.make_args({**case, "unfold_first": unfold_first}, dtype, "cpu")
+    clean = pixels.pixel_embed(pixel_kernels, args)
+    for row, column in ((16, 15), (7, 20), (31, 3)):
+        args["images"][0, 1, row, column] = value
+    out = pixels.pixel_embed(pixel_kernels, args)
+    seen = ~reference(args, torch.float64).isfinite()
+    assert seen.any() and not seen.all()
+    assert torch.equal(~out.isfinite(), seen)
+    assert torch.equal(out[~seen], clean[~seen])
+
+
+def test_shared_memory_is_never_more_than_the_refusal_counts(pixel_kernels: ModuleType) -> None:
+    most = 0
+    for dtype in DTYPES:
+        for case in CASES:
+            args = SPEC.make_args(case, dtype, "cpu")
+            used = shared_bytes(pixel_kernels, args)
+            counted = pixel_embed_shared_bytes(SPEC.dims(args), dtype.itemsize)
+            assert 0.5 * counted < used <= counted
+            most = max(most, counted)
+    assert most > 64 * 1024  # the largest of them is worth counting
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"k": 9}, "window k=9 is not one of 3, 5, 7"),
+        ({"k": 1}, "window k=1 is not one of 3, 5, 7"),
+        ({"stride": 1}, "stride=1 is odd"),
+        ({"patch": (16, 18), "W": 36, "stride": 2}, "the patch width 18 is not a multiple of 4"),
+        ({"C": 23}, "C=23 is odd"),
+        ({"C": 512}, "weights and one patch take"),
+    ],
+    ids=str,
+)
+def test_refusals_say_why(changes: dict, reason: str) -> None:
+    case = {"B": 1, "Cin": 3, "H": 16, "W": 16, "C": 24, "patch": 16, "stride": 4, **changes}
+    dims = SPEC.dims(SPEC.make_args(case, torch.float32, "cpu"))
+    assert reason in pixel_embed_refusal(dims, torch.float32)
