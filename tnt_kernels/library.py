@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .checks import autocast_dtype
+from .precision import allows_tf32
 from .reference import SPECS
 from .spec import Args, OpSpec
 
@@ -207,4 +208,14 @@ def register(namespace: str) -> torch.library.Library:
     return library
 
 
+def _register_settings(library: torch.library.Library) -> None:
+    """What kernels ask PyTorch at run time, where a compiled graph runs no Python of ours.
+
+    The stable C++ interface has no such settings, but it can call operators.
+    """
+    library.define("allows_tf32(bool convolution) -> bool")
+    library.impl("allows_tf32", allows_tf32, "CompositeExplicitAutograd")
+
+
 _LIBRARY = register(NAMESPACE)
+_register_settings(_LIBRARY)

@@ -89,6 +89,13 @@ TNT_DEVICE float fma_sat_f32(float a, float b, float c) {
 TNT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }  // the one that is not NaN
 TNT_DEVICE float erf_f32(float x) { return erff(x); }
 
+// The nearest tf32 number (8 bits of exponent, 10 of fraction), ties away from 0; NaN stays NaN.
+TNT_DEVICE float round_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return as_float(y);
+}
+
 TNT_DEVICE float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

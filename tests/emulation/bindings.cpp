@@ -37,7 +37,8 @@ py::tuple inner_block(const std::string& dtype, std::tuple<int, int, int> sizes,
   std::tie(call.drop_path_attn, call.drop_path_mlp) = std::move(drop_path);
   const std::string_view bytes = x;
   call.x.assign(bytes.begin(), bytes.end());
-  call.num_patches = bytes.size() / (dtype == "float32" ? 4 : 2) / call.tokens / call.dim;
+  call.num_patches =
+      bytes.size() / (dtype == "float32" || dtype == "tf32" ? 4 : 2) / call.tokens / call.dim;
   for (const py::object& weight : weights) call.weights.push_back(to_weight(weight));
   call.eps = eps;
   call.save_mid = save_mid;
@@ -46,6 +47,7 @@ py::tuple inner_block(const std::string& dtype, std::tuple<int, int, int> sizes,
   call.guard_end = guard_end;
   const auto run = dtype == "bfloat16"  ? emulation::bf16::run_inner_block
                    : dtype == "float16" ? emulation::fp16::run_inner_block
+                   : dtype == "tf32"    ? emulation::tf32::run_inner_block
                                         : emulation::fp32::run_inner_block;
   const emulation::InnerResult result = run(call);
   return py::make_tuple(py::bytes(result.out.data(), result.out.size()),
@@ -73,6 +75,7 @@ PYBIND11_MODULE(emulated_kernels, m) {
   m.def("names", [] {
     return py::dict(py::arg("bfloat16") = emulation::bf16::names(),
                     py::arg("float16") = emulation::fp16::names(),
-                    py::arg("float32") = emulation::fp32::names());
+                    py::arg("float32") = emulation::fp32::names(),
+                    py::arg("tf32") = emulation::tf32::names());
   });
 }

@@ -13,7 +13,7 @@ BUILD = ROOT / "build" / "emulation"
 HERE = "tests/emulation"
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FLAGS += ["-Wno-unknown-pragmas", f"-I{HERE}"]  # the twin of cuda/warp.cuh is found first
-NAMESPACES = {"BFloat16": "bf16", "Float16": "fp16", "Float32": "fp32"}
+NAMESPACES = {"BFloat16": "bf16", "Float16": "fp16", "Float32": "fp32", "TensorFloat32": "tf32"}
 
 
 def import_file(name: str, path: Path) -> ModuleType:

@@ -15,7 +15,8 @@ from tnt_kernels.reference.inner_block import ATTENTION_WEIGHTS, MLP_WEIGHTS
 SIZES = tuple(
     (tokens, dim, heads) for tokens, dim in CUDA_SIZES for heads in CUDA_HEADS if dim % heads == 0
 )
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TF32 = "tf32"  # in place of a dtype: float32 tensors whose products are in TF32
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, TF32)
 BODIES = tuple((dtype, *sizes) for dtype in DTYPES for sizes in SIZES)
 WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -57,14 +58,18 @@ def emulate(
     reversed_order: bool = False,
     guard_end: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(out, mid) of inner_block's arguments; without a half, its weights are not passed."""
+    """(out, mid) of inner_block's arguments; without a half, its weights are not passed.
+
+    `args["tf32"]`, if it is there and true, asks for products in TF32.
+    """
     x = args["x"]
     wanted = ATTENTION_WEIGHTS * attention + MLP_WEIGHTS * mlp
     names = ATTENTION_WEIGHTS + MLP_WEIGHTS
     factors = (args["drop_path_attn"], args["drop_path_mlp"])
     sizes = (x.shape[1], x.shape[2], args["num_heads"])
+    dtype = TF32 if args.get("tf32") else x.dtype
     out, mid = kernels.inner_block(
-        str(x.dtype).removeprefix("torch."),
+        str(dtype).removeprefix("torch."),
         sizes,
         _bytes(x),
         [_weight(args[name]) if name in wanted else None for name in names],
@@ -76,5 +81,5 @@ def emulate(
         reversed_order,
         guard_end,
     )
-    executed.add((x.dtype, *sizes))
+    executed.add((dtype, *sizes))
     return _tensor(out, x), _tensor(mid, x) if mid else x

@@ -48,5 +48,9 @@ namespace fp32 {
 InnerResult run_inner_block(const InnerCall& call);
 std::vector<std::string> names();
 }  // namespace fp32
+namespace tf32 {
+InnerResult run_inner_block(const InnerCall& call);
+std::vector<std::string> names();
+}  // namespace tf32
 
 }  // namespace emulation

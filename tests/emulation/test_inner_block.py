@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from emulation.calls import BODIES, SIZES, body_id, emulate
-from tolerance import assert_error_rule
+from emulation.calls import BODIES, SIZES, TF32, body_id, emulate
+from tolerance import assert_error_rule, relative_error
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from tnt_kernels.reference import SPECS
 
@@ -27,7 +29,23 @@ some_bodies = pytest.mark.parametrize(
 def make_args(body: tuple, patches: int, **options: Any) -> dict:
     dtype, tokens, dim, heads = body
     case = {"P": patches, "S": tokens, "C": dim, "heads": heads, **options}
-    return SPEC.make_args(case, dtype, "cpu", seed=patches)
+    tf32 = dtype == TF32
+    args = SPEC.make_args(case, torch.float32 if tf32 else dtype, "cpu", seed=patches)
+    return {**args, "tf32": tf32}
+
+
+class RoundedProducts(TorchFunctionMode):
+    """Matrix products of operands rounded to TF32, which is what PyTorch does on a GPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.nn.functional.linear, Tensor.matmul, Tensor.__matmul__):
+            args = (rounded_to_tf32(args[0]), rounded_to_tf32(args[1]), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & -0x2000).view(torch.float32)
 
 
 def reference(args: Mapping[str, Any], dtype: torch.dtype) -> dict:
@@ -52,7 +70,9 @@ def reference(args: Mapping[str, Any], dtype: torch.dtype) -> dict:
 
 def assert_forward(kernels: ModuleType, args: dict) -> None:
     """The block, what it keeps for backward, and each half obey the error rule."""
-    exact, pytorch = reference(args, torch.float64), reference(args, args["x"].dtype)
+    exact = reference(args, torch.float64)
+    with RoundedProducts() if args["tf32"] else nullcontext():
+        pytorch = reference(args, args["x"].dtype)
     out, mid = emulate(kernels, args)
     results = {
         "inner_block": out,
@@ -66,7 +86,7 @@ def assert_forward(kernels: ModuleType, args: dict) -> None:
 
 def test_every_compiled_body_is_tested(kernels: ModuleType) -> None:
     names = [f"S{tokens}-C{dim}-heads{heads}" for tokens, dim, heads in SIZES]
-    assert kernels.names() == {"bfloat16": names, "float16": names, "float32": names}
+    assert kernels.names() == dict.fromkeys(("bfloat16", "float16", "float32", "tf32"), names)
 
 
 @every_body
@@ -140,3 +160,12 @@ def test_large_and_shifted_inputs(kernels: ModuleType, body: tuple) -> None:
         args = make_args(body, 5)
         args["x"] = args["x"] * scale + shift
         assert_forward(kernels, args)
+
+
+def test_tf32_is_taken_only_where_it_is_allowed(kernels: ModuleType) -> None:
+    """Products of rounded operands are 100 times less accurate, and not by accident equal."""
+    args = make_args((torch.float32, 16, 24, 4), 13)
+    exact = reference(args, torch.float64)["inner_block"]
+    full, _ = emulate(kernels, args)
+    rounded, _ = emulate(kernels, {**args, "tf32": True})
+    assert relative_error(full, exact) < 0.01 * relative_error(rounded, exact)

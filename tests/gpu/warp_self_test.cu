@@ -102,6 +102,8 @@ __device__ void test_scalars() {
   expect(fma_f32(2, 3, 1) == 7, "fma");
   expect(fma_sat_f32(2, 3, 1) == 1 && fma_sat_f32(-2, 3, 1) == 0, "saturated fma");
   expect(fma_sat_f32(nan, 3, 1) == 0, "saturated fma of NaN");
+  expect(round_tf32(as_float(0x3f801000u)) == as_float(0x3f802000u), "tf32 rounds ties up");
+  expect(round_tf32(as_float(0xbf800fffu)) == -1 && isnan(round_tf32(nan)), "tf32 rounding");
   expect(max_f32(nan, 2) == 2 && max_f32(2, nan) == 2, "max of NaN");
 }
 

@@ -41,7 +41,8 @@ struct InnerConfig {
   // Attention: heads are taken in steps whose feature groups fill pairs where they can.
   static constexpr int kHeadDim = kDim / kHeads;
   static constexpr int kHeadGroups = (kHeadDim + 7) / 8;
-  static constexpr int kStepHeads = kHeadGroups % 2 == 1 && kHeads % 2 == 0 ? 2 : 1;
+  static constexpr bool kPairsFit = kTokens <= 16 && (kDim <= 40 || kHeadGroups == 1);
+  static constexpr int kStepHeads = kHeadGroups % 2 == 1 && kHeads % 2 == 0 && kPairsFit ? 2 : 1;
   static constexpr int kGroups = kStepHeads * kHeadGroups;
   static constexpr int kSteps = kHeads / kStepHeads;
   // A head's last group has a pad feature; it is 1 in every value, hence in every mean of values,
@@ -50,7 +51,7 @@ struct InnerConfig {
 
   // MLP: hidden units go through in chunks of 4 groups of 8.
   static constexpr int kHidden = kHiddenPerDim * kDim;
-  static constexpr int kChunkGroups = 4;
+  static constexpr int kChunkGroups = kDim > 40 ? 2 : 4;
   static constexpr int kChunks = (kHidden + 8 * kChunkGroups - 1) / (8 * kChunkGroups);
 
   // 16-bit kernels of the paper's models are straight code; where that is long and gains little

@@ -19,10 +19,14 @@ struct InnerForward {
 const InnerForward* find_inner_forward_bf16(int tokens, int dim, int heads);
 const InnerForward* find_inner_forward_fp16(int tokens, int dim, int heads);
 const InnerForward* find_inner_forward_fp32(int tokens, int dim, int heads);
+const InnerForward* find_inner_forward_tf32(int tokens, int dim, int heads);
 
-inline const InnerForward* find_inner_forward(DType dtype, int tokens, int dim, int heads) {
+// `tf32`: products of fp32 tensors may be in TF32.
+inline const InnerForward* find_inner_forward(DType dtype, bool tf32, int tokens, int dim,
+                                              int heads) {
   const auto find = dtype == DType::kBFloat16  ? find_inner_forward_bf16
                     : dtype == DType::kFloat16 ? find_inner_forward_fp16
+                    : tf32                     ? find_inner_forward_tf32
                                                : find_inner_forward_fp32;
   return find(tokens, dim, heads);
 }

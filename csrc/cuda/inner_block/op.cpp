@@ -5,6 +5,7 @@
 
 #include "cuda/call.h"
 #include "cuda/inner_block/forward.h"
+#include "cuda/tf32.h"
 
 namespace tnt_kernels::cuda {
 namespace {
@@ -82,8 +83,10 @@ class Problem : private Call {
     const int64_t tokens = x_.size(1);
     constexpr int64_t kLargest = 1 << 14;
     const bool small = tokens < kLargest && dim_ < kLargest;
+    const DType dtype = dtype_of(x_);
+    const bool tf32 = dtype == DType::kFloat32 && allows_tf32(/*convolution=*/false);
     const InnerForward* kernel =
-        small ? find_inner_forward(dtype_of(x_), static_cast<int>(tokens), static_cast<int>(dim_),
+        small ? find_inner_forward(dtype, tf32, static_cast<int>(tokens), static_cast<int>(dim_),
                                    static_cast<int>(num_heads_))
               : nullptr;
     STD_TORCH_CHECK(kernel != nullptr, op(), ": no CUDA kernel for S=", tokens, ", C=", dim_, ", ",

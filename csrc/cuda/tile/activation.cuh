@@ -42,15 +42,15 @@ struct Gelu<FastHalf> {
 };
 
 // fp32 evaluation, 9 coefficients, error 6e-5.
-template <>
-struct Gelu<StrictHalf> {
+template <class Math>
+struct PolynomialGelu {
   static constexpr float kHiddenScale = 1.0f;
 
-  static TNT_DEVICE StrictHalf::Tile apply(const StrictHalf::Acc& acc) {
+  static TNT_DEVICE typename Math::Tile apply(const typename Math::Acc& acc) {
     float y[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) y[i] = value(acc.sum[i]);
-    return StrictHalf::tile(y);
+    return Math::tile(y);
   }
 
   static TNT_DEVICE float value(float x) {
@@ -66,6 +66,12 @@ struct Gelu<StrictHalf> {
     return x * fma_sat_f32(x, p, 0.5f);
   }
 };
+
+template <>
+struct Gelu<StrictHalf> : PolynomialGelu<StrictHalf> {};
+
+template <>
+struct Gelu<Tf32> : PolynomialGelu<Tf32> {};
 
 template <>
 struct Gelu<Single> {

@@ -7,10 +7,11 @@
 // free, so for tf32, whose operands hold columns t and t + 4, columns 2t and 2t + 1 take their
 // place.
 //
-// Three kinds of arithmetic, each with the same members:
+// Four kinds of arithmetic, each with the same members:
 //   FastHalf    bf16 tensors: fp16 operands, fp16 accumulators where the sum is short
 //   StrictHalf  fp16 tensors: fp16 operands, fp32 accumulators throughout
 //   Single      fp32 tensors: each operand split into two tf32 numbers, three products
+//   Tf32        fp32 tensors where torch allows TF32: each operand rounded, one product
 #pragma once
 
 #include "cuda/warp.cuh"
@@ -103,9 +104,10 @@ struct StrictHalf : HalfOperands {
   }
 };
 
-struct Single {
+// What fp32 tensors have in common: a unit is two numbers, every sum is fp32.
+template <class Self>
+struct SingleOperands {
   static constexpr int kUnitWords = 2;
-  static constexpr bool kSumsOntoResidual = false;
   using Unit = Words<2>;
   using Tile = cuda::Tile<2>;
 
@@ -113,9 +115,9 @@ struct Single {
     float sum[4];
   };
 
-  static TNT_DEVICE Unit unit(float lo, float hi) { return {{as_word(lo), as_word(hi)}}; }
-
-  static TNT_DEVICE float rounded(float x) { return x; }
+  static TNT_DEVICE Unit unit(float lo, float hi) {
+    return {{as_word(Self::rounded(lo)), as_word(Self::rounded(hi))}};
+  }
 
   static TNT_DEVICE Tile tile(const float (&acc)[4]) {
     return {{unit(acc[0], acc[1]), unit(acc[2], acc[3])}};
@@ -128,23 +130,18 @@ struct Single {
 
   static TNT_DEVICE Tile finish(const Acc& acc) { return tile(acc.sum); }
 
-  // x = hi + lo, up to 2^-21 of it. Where hi is not a number's (NaN, infinity), lo is NaN.
-  static TNT_DEVICE void split(float x, float& hi, float& lo) {
-    constexpr uint32_t kTf32Bits = 0xffffe000u, kHalfUnit = 0x1000u;
-    hi = as_float((as_word(x) + kHalfUnit) & kTf32Bits);
-    lo = as_float(as_word(x - hi) & kTf32Bits);
+  // a b in the order of the mma's registers.
+  static TNT_DEVICE void registers(const Tile& a, const Unit& b, float (&x)[4], float (&y)[2]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = as_float(a.rows[i % 2].w[i / 2]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) y[i] = as_float(b.w[i]);
   }
 
-  // a b = a_hi b_hi + a_hi b_lo + a_lo b_hi, the small products first.
   static TNT_DEVICE void mma(float (&acc)[4], const Tile& a, const Unit& b) {
-    float a_hi[4], a_lo[4], b_hi[2], b_lo[2];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) split(as_float(a.rows[i % 2].w[i / 2]), a_hi[i], a_lo[i]);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) split(as_float(b.w[i]), b_hi[i], b_lo[i]);
-    warp_mma_tf32_k8(acc, a_lo[0], a_lo[1], a_lo[2], a_lo[3], b_hi[0], b_hi[1]);
-    warp_mma_tf32_k8(acc, a_hi[0], a_hi[1], a_hi[2], a_hi[3], b_lo[0], b_lo[1]);
-    warp_mma_tf32_k8(acc, a_hi[0], a_hi[1], a_hi[2], a_hi[3], b_hi[0], b_hi[1]);
+    float x[4], y[2];
+    registers(a, b, x, y);
+    Self::multiply(acc, x, y);
   }
 
   static TNT_DEVICE void mma(float (&acc)[4], const Tile& a0, const Tile& a1, const Unit& b0,
@@ -161,13 +158,48 @@ struct Single {
   }
 
   static TNT_DEVICE Unit finite(const Unit& a) {
-    constexpr float kLargest = 1e38f;  // rounding it to tf32 does not overflow
+    constexpr float kLargest = 0x1p126f;  // a tf32 number
     Unit y;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       y.w[i] = as_word(max_f32(-max_f32(-as_float(a.w[i]), -kLargest), -kLargest));
     }
     return y;
+  }
+};
+
+struct Single : SingleOperands<Single> {
+  static constexpr bool kSumsOntoResidual = false;
+
+  static TNT_DEVICE float rounded(float x) { return x; }
+
+  // x = hi + lo, up to 2^-21 of it. Where hi is not a number's (NaN, infinity), lo is NaN.
+  static TNT_DEVICE void split(float x, float& hi, float& lo) {
+    constexpr uint32_t kTf32Bits = 0xffffe000u, kHalfUnit = 0x1000u;
+    hi = as_float((as_word(x) + kHalfUnit) & kTf32Bits);
+    lo = as_float(as_word(x - hi) & kTf32Bits);
+  }
+
+  // a b = a_hi b_hi + a_hi b_lo + a_lo b_hi, the small products first.
+  static TNT_DEVICE void multiply(float (&acc)[4], const float (&a)[4], const float (&b)[2]) {
+    float a_hi[4], a_lo[4], b_hi[2], b_lo[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) split(a[i], a_hi[i], a_lo[i]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) split(b[i], b_hi[i], b_lo[i]);
+    warp_mma_tf32_k8(acc, a_lo[0], a_lo[1], a_lo[2], a_lo[3], b_hi[0], b_hi[1]);
+    warp_mma_tf32_k8(acc, a_hi[0], a_hi[1], a_hi[2], a_hi[3], b_lo[0], b_lo[1]);
+    warp_mma_tf32_k8(acc, a_hi[0], a_hi[1], a_hi[2], a_hi[3], b_hi[0], b_hi[1]);
+  }
+};
+
+struct Tf32 : SingleOperands<Tf32> {
+  static constexpr bool kSumsOntoResidual = true;
+
+  static TNT_DEVICE float rounded(float x) { return round_tf32(x); }
+
+  static TNT_DEVICE void multiply(float (&acc)[4], const float (&a)[4], const float (&b)[2]) {
+    warp_mma_tf32_k8(acc, a[0], a[1], a[2], a[3], b[0], b[1]);
   }
 };
 

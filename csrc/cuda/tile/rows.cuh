@@ -37,6 +37,10 @@ struct Float32 {
   }
 };
 
+struct TensorFloat32 : Float32 {
+  using Math = Tf32;
+};
+
 // Tiles whose channels are interleaved so that one access covers them.
 struct TileGroup {
   int first, count;

@@ -92,6 +92,10 @@ inline float fma_sat_f32(float a, float b, float c) {
 }
 inline float max_f32(float a, float b) { return std::fmax(a, b); }
 inline float erf_f32(float x) { return std::erf(x); }
+inline float round_tf32(float x) {
+  return std::isfinite(x) ? as_float((as_word(x) + 0x1000u) & 0xffffe000u) : x;
+}
+
 inline float exp2_approx(float x) { return flush(std::exp2(flush(x))); }
 inline float rsqrt_approx(float x) { return flush(1.0f / std::sqrt(flush(x))); }
 inline float rcp_approx(float x) { return flush(1.0f / flush(x)); }

@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ...precision import allows_tf32
 from .tilings import Tiling
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -35,8 +36,7 @@ def precision(x: Tensor, convolution: bool = False) -> str:
     """
     if torch.version.hip or x.dtype is not torch.float32:
         return "ieee"
-    settings = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
-    return "tf32" if settings.fp32_precision == "tf32" else "tf32x3"
+    return "tf32" if allows_tf32(convolution) else "tf32x3"
 
 
 @functools.cache
