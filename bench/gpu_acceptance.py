@@ -1,219 +1,213 @@
-"""Everything that only a GPU can show, in one command; `make gpu` builds and runs it.
+"""Everything that only a GPU can show, in one command with one time limit; `make gpu` runs it.
 
-    python bench/gpu_acceptance.py [--stages selftest kernels ...] [--json FILE]
+    python bench/gpu_acceptance.py                              every stage, 9 minutes at most
+    python bench/gpu_acceptance.py --stages build kernels       some of them
+    python bench/gpu_acceptance.py --limit 300 --json FILE
 
-Each stage prints as it finishes, a failing one does not stop the next, and what cannot run here is
-said to be skipped. Results go to bench/results/gpu_acceptance.json. Exits with 1 if a stage failed.
+Each stage is a process of its own with a time limit of its own: one that fails, hangs or breaks the
+GPU's context does not stop the next, and each prints as it ends. What cannot run here is skipped
+with the reason. Results so far are always in bench/results/gpu_acceptance.json; a table closes.
+Exits with 1 if a stage failed or ran out of time. Needs no network.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, Optional
 
 import torch
 from harness import machine
 
-from tnt_kernels.backends import BACKENDS
-from tnt_kernels.dispatch import describe
-from tnt_kernels.reference import SPECS
-
 ROOT = Path(__file__).resolve().parents[1]
-PATCHES = 256 * 196
-SIZES = ({"S": 16, "C": 24, "heads": 4}, {"S": 16, "C": 40, "heads": 4})
+RESULTS = ROOT / "bench" / "results"
+LEAST_S = 10  # a stage is not started with less time left
+GRACE_S = 4  # from being asked to stop to being stopped
+TAIL_LINES = 40
 
 
-class Skipped(Exception):
-    """A stage cannot run here; the message says why."""
+class Stage(NamedTuple):
+    """A command, what it needs, and how long it may take."""
+
+    about: str
+    command: Callable[[Path], list]  # given where it may leave a report as JSON
+    limit_s: int
+    gpu: bool = True
+    tool: Optional[str] = None
 
 
-def need_gpu() -> None:
-    if not torch.cuda.is_available():
-        raise Skipped("no GPU")
+def python(*arguments: str) -> list:
+    """A command in this interpreter."""
+    return [sys.executable, *arguments]
 
 
-def need_tool(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise Skipped(f"{name} is not on PATH")
-    return path
+def measured(part: str) -> Callable[[Path], list]:
+    """A part of gpu_stages.py."""
+    return lambda report: python("bench/gpu_stages.py", part, str(report))
 
 
-def run(command: list, limit_s: int, **environment: str) -> str:
-    """Last lines of a command's output; RuntimeError with them if it fails."""
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=limit_s,
-        check=False,
-    )
-    tail = "\n".join(done.stdout.strip().splitlines()[-15:])
-    if done.returncode != 0:
-        raise RuntimeError(tail)
-    return tail
+def tests(*arguments: str) -> Callable[[Path], list]:
+    """pytest on the device, on several workers if pytest-xdist is there."""
+    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    command = ["-m", "pytest", "-q", "--device", "cuda", "--durations=5", *workers, *arguments]
+    return lambda report: python(*command)
 
 
-def budget() -> Any:
-    """Registers and instructions against the baseline; needs nvcc, no GPU."""
-    need_tool("nvcc")
-    return run([sys.executable, "bench/cuda_budget.py"], 180)
+def throughput(*arguments: str) -> Callable[[Path], list]:
+    """Whole models in bfloat16 at the batch size that throughput.py takes on a GPU."""
+    options = ("--device", "cuda", "--dtype", "bfloat16", "--rounds", "20", *arguments)
+    return lambda report: python("bench/throughput.py", *options, "--json", str(report))
 
 
-def selftest() -> Any:
-    """Every function of csrc/cuda/warp.cuh on the device."""
-    need_gpu()
-    with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder, "self_test"))
-        flags = ["-std=c++17", "-Icsrc", "-arch=native", "-o", program]
-        run([need_tool("nvcc"), *flags, "tests/gpu/warp_self_test.cu"], 120)
-        return run([program], 60)
+def architecture() -> str:
+    """Compute capability of this GPU; 9.0 where there is none."""
+    found = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+    return ".".join(map(str, found))
 
 
-def tests() -> Any:
-    """The whole test suite with tensors on the device."""
-    need_gpu()
-    return run([sys.executable, "-m", "pytest", "-q", "--device", "cuda"], 240)
-
-
-def sanitizer() -> Any:
-    """compute-sanitizer over a small set: memory, races, uninitialised reads."""
-    need_gpu()
-    tool = need_tool("compute-sanitizer")
-    code = "import sys; sys.path.insert(0, 'bench'); import gpu_acceptance as g; g.small_set()"
-    report = {}
-    for check in ("memcheck", "racecheck", "initcheck"):
-        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-c", code]
-        report[check] = run(command, 120, PYTORCH_NO_CUDA_MEMORY_CACHING="1").splitlines()[-1]
-    return report
-
-
-def small_set() -> None:
-    """Odd tails of every configuration, on the compiled kernels."""
-    for op in ("inner_block", "inner_attention", "inner_mlp"):
-        for case in SPECS[op].cases:
-            args = SPECS[op].make_args(case, torch.bfloat16, "cuda")
-            if BACKENDS["native"].refusal(describe(op, args)) is None:
-                BACKENDS["native"].run(op, args)
-    torch.cuda.synchronize()
-
-
-def time_us(work: Callable[[], Any], rounds: int = 30) -> float:
-    """Median time of one call among many, by device events."""
-    for _ in range(5):
-        work()
-    times = []
-    for _ in range(rounds):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3)
-    return statistics.median(times)
-
-
-def kernels() -> Any:
-    """Forward of the inner block: each backend and compiled PyTorch, checked, then timed."""
-    need_gpu()
-    report = {}
-    spec = SPECS["inner_block"]
-    copied = torch.empty(2**28, dtype=torch.uint8, device="cuda")
-    copy_us = time_us(lambda: copied.clone())
-    bytes_per_us = 2 * copied.numel() / copy_us  # what the memory of this GPU gives a copy
-    for case in SIZES:
-        args = spec.make_args({"P": PATCHES, **case}, torch.bfloat16, "cuda")
-        call = describe("inner_block", args)
-        expected = BACKENDS["reference"].run("inner_block", args).double()
-        compiled = torch.compile(spec.reference)
-        contestants = {"compiled PyTorch": lambda a=args, c=compiled: c(*a.values())}
-        for name, backend in BACKENDS.items():
-            if backend.refusal(call) is None:
-                contestants[name] = lambda a=args, b=backend: b.run("inner_block", a)
-        row = {"copy_floor_us": spec.bytes_moved(args) / bytes_per_us}
-        for name, work in contestants.items():
-            error = (work().double() - expected).norm() / expected.norm()
-            if not error < 2e-2:
-                raise RuntimeError(f"{name}: relative error {error:.1e} at C={case['C']}")
-            row[f"{name}_us"] = time_us(work)
-        report[f"C={case['C']}"] = row
-    return report
-
-
-def models() -> Any:
-    """Inference and training throughput and peak memory against timm's TNT and DeiT."""
-    need_gpu()
-    target = ROOT / "bench" / "results" / "gpu_throughput.json"
-    command = [sys.executable, "bench/throughput.py", "--device", "cuda", "--dtype", "bfloat16"]
-    return run([*command, "--json", str(target)], 240)
-
-
-def latency() -> Any:
-    """One image through TNT-S, launched one by one and replayed as a CUDA graph."""
-    need_gpu()
-    from tnt import tnt_s
-
-    model = tnt_s().cuda().eval()
-    image = torch.randn(1, 3, 224, 224, device="cuda")
-    with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            expected = model(image)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = model(image)
-        graph.replay()
-        if not torch.allclose(output, expected, rtol=1e-2, atol=1e-2):
-            raise RuntimeError("the replayed graph differs from the launched model")
-        return {"launched_us": time_us(lambda: model(image)), "graph_us": time_us(graph.replay)}
+def budget(report: Path) -> list:
+    known = ("80", "90", "100", "120")
+    here = architecture().replace(".", "")
+    return python("bench/cuda_budget.py", "--archs", here if here in known else "90")
 
 
 STAGES = {
-    stage.__name__: stage
-    for stage in (budget, selftest, kernels, latency, sanitizer, models, tests)
+    "build": Stage(
+        "the extensions, in place, for this GPU only",
+        lambda report: python("setup.py", "-q", "build_ext", "--inplace"),
+        240,
+        gpu=False,
+    ),
+    "selftest": Stage("csrc/cuda/warp.cuh on the device", measured("selftest"), 60, tool="nvcc"),
+    "kernels": Stage("every op against PyTorch and the floors", measured("kernels"), 150),
+    "latency": Stage("one image, launched and as a CUDA graph", measured("latency"), 60),
+    "models": Stage(
+        "TNT-S and DeiT-S: throughput, peak memory", throughput("--models", "tnt_s", "deit_s"), 150
+    ),
+    "tests": Stage(
+        "the test suite on the device",
+        tests("tests/ops", "tests/models", "-k", "not triton"),
+        150,
+    ),
+    "sanitizer": Stage(
+        "memory, races, uninitialised reads", measured("sanitizer"), 90, tool="compute-sanitizer"
+    ),
+    "models_b": Stage(
+        "TNT-B and DeiT-B, not compiled",
+        throughput("--no-compile", "--models", "tnt_b", "deit_b"),
+        80,
+    ),
+    "triton": Stage("Triton's own tests on the device", tests("tests/ops/test_triton.py"), 120),
+    "budget": Stage("registers and instructions", budget, 90, gpu=False, tool="nvcc"),
 }
 
 
+def obstacle(stage: Stage) -> Optional[str]:
+    """Why a stage cannot run here, or None."""
+    if stage.gpu and not torch.cuda.is_available():
+        return "no GPU"
+    if stage.tool and shutil.which(stage.tool) is None:
+        return f"{stage.tool} is not on PATH"
+    return None
+
+
+def run_limited(command: list, limit_s: float, log: Path) -> Optional[int]:
+    """Exit status, or None if it ran out of time; all that it started is ended with it."""
+    paths = [str(ROOT), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+        "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", architecture()),
+    }
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)  # Python then writes down what it has
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def run_stage(stage: Stage, left_s: float, folder: Path) -> dict:
+    """Status, seconds, last lines of output, and the report if the stage left one."""
+    reason = obstacle(stage)
+    if reason is None and left_s < LEAST_S:
+        reason = "no time left"
+    if reason is not None:
+        return {"status": "skipped", "seconds": 0.0, "output": reason}
+    log, report = folder / "log", folder / "report.json"
+    report.unlink(missing_ok=True)
+    begin = time.perf_counter()
+    code = run_limited(stage.command(report), min(stage.limit_s, left_s - GRACE_S), log)
+    status = {0: "passed", None: "out of time"}.get(code, "failed")
+    outcome = {"status": status, "seconds": round(time.perf_counter() - begin, 1)}
+    lines = log.read_text(errors="replace").splitlines()
+    outcome["output"] = "\n".join(lines[-TAIL_LINES:])
+    with contextlib.suppress(OSError, ValueError):  # it may have been cut off while writing
+        outcome["report"] = json.loads(report.read_text())
+    return outcome
+
+
+def print_kernels(report: dict) -> None:
+    """One line per op and case: the floors and every contestant, microseconds."""
+    for case, row in report.items():
+        figures = [
+            f"{name} {value:.0f}" if isinstance(value, float) else f"{name}: {value}"
+            for name, value in row.items()
+        ]
+        print(f"  {case:46} us: " + ", ".join(figures))
+
+
 def main() -> int:
-    """Run the stages in order."""
+    """Run the stages in order, within the limit."""
+    begin = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=tuple(STAGES))
-    target = ROOT / "bench" / "results" / "gpu_acceptance.json"
-    parser.add_argument("--json", type=Path, default=target)
+    parser.add_argument("--limit", type=float, default=530, help="seconds for all (default 530)")
+    parser.add_argument("--json", type=Path, default=RESULTS / "gpu_acceptance.json")
     given = parser.parse_args()
     outcomes: dict = {}
-    for name in given.stages:
-        begin = time.perf_counter()
-        try:
-            status, details = "passed", STAGES[name]()
-        except Skipped as reason:
-            status, details = "skipped", str(reason)
-        except Exception as error:  # the other stages still have something to say
-            status, details = "failed", f"{type(error).__name__}: {error}"
-        seconds = round(time.perf_counter() - begin, 1)
-        outcomes[name] = {"status": status, "seconds": seconds, "details": details}
-        text = details if isinstance(details, str) else json.dumps(details, indent=1)
-        print(f"=== {name}: {status} ({seconds} s)\n{text}", flush=True)
-    print("\n" + "\n".join(f"{name:10} {o['status']}" for name, o in outcomes.items()))
-    if torch.cuda.is_available():  # figures of a machine without a GPU would say nothing
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        host = machine.describe("cuda", False)
-        given.json.write_text(json.dumps({"machine": host, "stages": outcomes}, indent=1) + "\n")
-    return any(o["status"] == "failed" for o in outcomes.values())
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.stages:
+            left_s = given.limit - (time.perf_counter() - begin)
+            outcome = outcomes[name] = run_stage(STAGES[name], left_s, Path(folder))
+            print(f"=== {name}: {outcome['status']} ({outcome['seconds']} s)", flush=True)
+            print(outcome["output"], flush=True)
+            if torch.cuda.is_available():  # figures of a machine without a GPU would say nothing
+                given.json.parent.mkdir(parents=True, exist_ok=True)
+                here = machine.describe("cuda", False)
+                written = json.dumps({"machine": here, "stages": outcomes}, indent=1)
+                given.json.write_text(written + "\n")
+    print("\nstage       outcome       seconds")
+    for name, outcome in outcomes.items():
+        print(f"{name:11} {outcome['status']:13} {outcome['seconds']:7}  {STAGES[name].about}")
+    print_kernels(outcomes.get("kernels", {}).get("report", {}))
+    return any(outcome["status"] in ("failed", "out of time") for outcome in outcomes.values())
 
 
 if __name__ == "__main__":
