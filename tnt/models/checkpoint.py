@@ -68,15 +68,8 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"load_checkpoint: no file {path}; check the path")
-    found = _unwrap(_read(path), path, use_ema)
-    found = {canonical_key(key): value for key, value in found.items()}
-    found.pop(_UNUSED_BY_AUTHORS, None)
+    found = fit_state_dict(_unwrap(read_plain(path), path, use_ema), model, source_grid)
     own = model.state_dict()
-    if "patch_pos" in found and "patch_pos" in own:
-        grid = tuple(model.pixel_embed.grid_size)
-        found["patch_pos"] = _fit_patch_pos(found["patch_pos"], own["patch_pos"], grid, source_grid)
-    if "pixel_pos" in found and "pixel_pos" in own:
-        found["pixel_pos"] = _fit_pixel_pos(found["pixel_pos"], own["pixel_pos"])
     has_head = any(key.startswith("head.") for key in own)
     if drop_head or not has_head:
         found = {key: value for key, value in found.items() if not key.startswith("head.")}
@@ -89,7 +82,31 @@ def load_checkpoint(
     return model
 
 
-def _read(path: Path) -> Any:
+def fit_state_dict(
+    found: dict[str, Tensor],
+    model: nn.Module,
+    source_grid: Optional[tuple[int, int]] = None,
+) -> dict[str, Tensor]:
+    """A state dict of any dialect under timm's names, its positions in the shapes of `model`.
+
+    Raises: ValueError when positions cannot be interpolated (see `load_checkpoint`).
+    """
+    found = {canonical_key(key): value for key, value in found.items()}
+    found.pop(_UNUSED_BY_AUTHORS, None)
+    own = model.state_dict()
+    if "patch_pos" in found and "patch_pos" in own:
+        grid = tuple(model.pixel_embed.grid_size)
+        found["patch_pos"] = _fit_patch_pos(found["patch_pos"], own["patch_pos"], grid, source_grid)
+    if "pixel_pos" in found and "pixel_pos" in own:
+        found["pixel_pos"] = _fit_pixel_pos(found["pixel_pos"], own["pixel_pos"])
+    return found
+
+
+def read_plain(path: Path) -> Any:
+    """What a checkpoint file holds, tensors on the CPU; a pickle's code is never run.
+
+    Raises: ValueError for a file that is cut short, malformed or holds more than plain values.
+    """
     with open(path, "rb") as file:
         start = file.read(9)
     if path.suffix == ".safetensors" or start[8:9] == b"{":

@@ -1,0 +1,31 @@
+"""Data and weights made once for all tests of the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("timm")
+
+from cli.helpers import SIZES, photo_folder
+
+from tnt import TNT
+from tnt.cli.models import Description
+from tnt.cli.saving import export
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 images in train/ and 10 in val/, of two classes."""
+    return photo_folder(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small TNT for the classes of `photos`, as this program exports it."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    names = ["china", "flower"]
+    description = Description("tnt_s_patch16_224_fused", SIZES, 2, 32, 3, names)
+    export(path, TNT(img_size=32, num_classes=2, **SIZES).state_dict(), description)
+    return path
