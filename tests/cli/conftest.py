@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("timm")
 
@@ -27,5 +28,6 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     names = ["china", "flower"]
     description = Description("tnt_s_patch16_224_fused", SIZES, 2, 32, 3, names)
+    torch.manual_seed(0)
     export(path, TNT(img_size=32, num_classes=2, **SIZES).state_dict(), description)
     return path

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image, UnidentifiedImageError
-from timm.data import create_dataset, create_transform
+from timm.data import create_dataset
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import fast_collate
 from torch import Tensor
@@ -249,26 +249,3 @@ def loader(images: Images, batches: Union[Sampler, list], workers: int) -> DataL
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def evaluation_transform(config: dict[str, Any]) -> Any:
-    """timm's resizing and central crop, to uint8 tensors."""
-    return create_transform(**config, use_prefetcher=True)
-
-
-class ToDevice:
-    """Moves a batch of uint8 images to a device and normalises it there, float32."""
-
-    def __init__(
-        self, config: dict[str, Any], device: torch.device, channels_last: bool = False
-    ) -> None:
-        shape = (1, -1, 1, 1)
-        self.device = device
-        self.mean = torch.tensor(config["mean"], device=device).view(shape) * 255
-        self.std = torch.tensor(config["std"], device=device).view(shape) * 255
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        images = images.to(self.device, non_blocking=True, memory_format=self.format)
-        images = images.float().sub_(self.mean).div_(self.std)
-        return images, targets.to(self.device, non_blocking=True)

@@ -14,10 +14,8 @@ from tqdm import tqdm
 from .data import (
     PADDING,
     Images,
-    ToDevice,
     class_names,
     evaluation_order,
-    evaluation_transform,
     loader,
     open_dataset,
 )
@@ -25,6 +23,7 @@ from .errors import UserError
 from .models import autocast, build, choose_device, data_config
 from .options import EvalOptions
 from .parallel import World, joined
+from .transforms import ToDevice, evaluation_transform
 
 
 @torch.no_grad()
@@ -40,7 +39,9 @@ def evaluate(
     training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=to_device.device)
-    for images, targets in tqdm(batches, progress, disable=not (progress and world.main)):
+    for images, targets in tqdm(
+        batches, progress, disable=not (progress and world.main), leave=False
+    ):
         images, targets = to_device(images, targets)
         with autocast(to_device.device, amp):
             logits = model(images).float()

@@ -13,7 +13,6 @@ _MODULES = {
     "finetune": "finetune",
     "eval": "evaluate",
     "predict": "predict",
-    "visualize": "visualize",
 }
 
 

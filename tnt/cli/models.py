@@ -40,6 +40,7 @@ def build(
     options: ModelOptions,
     weights: Optional[str],
     *,
+    found: Optional[Description] = None,
     num_classes: Optional[int] = None,
     class_names: Optional[list[str]] = None,
     **model_kwargs: Any,
@@ -50,13 +51,13 @@ def build(
         options: name, keyword arguments and sizes; those in a weights file of this program, where
             it has any, go before them.
         weights: a file, "hub", "hf-hub:OWNER/NAME", or None or "random" for initial ones.
+        found: what to build, in place of the description in a file.
         num_classes: of the head, which keeps its initial weights where the file has another
             number; by default the file's.
         class_names: of that head.
         model_kwargs: further arguments that only training gives (drop_path_rate).
     Raises: UserError for unknown names, unreadable files, no network, parts that do not fit.
     """
-    found = None
     is_file = weights is not None and weights not in ("hub", "random")
     if is_file and not weights.startswith(HUB_PREFIX):
         path = _existing(weights)
