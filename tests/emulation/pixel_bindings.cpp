@@ -73,6 +73,12 @@ PYBIND11_MODULE(emulated_kernels, m) {
   m.def("pixel_embed", [](const std::string& dtype, const py::dict& args) {
     return py::bytes(embed_kernels(dtype).forward(embed_call(args)));
   });
+  m.def("pixel_embed_weight_grad", [](const std::string& dtype, const py::dict& args) {
+    return py::bytes(embed_kernels(dtype).weight_grad(embed_call(args)));
+  });
+  m.def("pixel_embed_image_grad", [](const std::string& dtype, const py::dict& args) {
+    return py::bytes(embed_kernels(dtype).image_grad(embed_call(args)));
+  });
   m.def("pixel_embed_shared_bytes", [](const std::string& dtype, const py::dict& args) {
     return embed_kernels(dtype).shared_bytes(embed_call(args));
   });

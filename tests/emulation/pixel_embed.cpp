@@ -1,8 +1,11 @@
 // Emulator shells of pixel_embed's kernels, compiled once per element type: TNT_DTYPE is its name
 // in csrc/cuda, TNT_NAMESPACE the namespace of these functions.
+#include "cuda/pixel_embed/backward_body.cuh"
 #include "cuda/pixel_embed/forward_body.cuh"
+#include "cuda/pixel_embed/image_grad_body.cuh"
 #include "cuda/pixel_embed/instances.cuh"
 #include "cuda/pixel_embed/pack.cuh"
+#include "cuda/tile/sum_partials.cuh"
 #include "pixel_kernels.h"
 
 namespace emulation::TNT_NAMESPACE {
@@ -56,14 +59,61 @@ std::string forward(const PixelEmbedCall& call) {
   return bytes_at(out, bytes);
 }
 
-int64_t shared_bytes(const PixelEmbedCall& call) {
+// setting.blocks is how many partial gradients there are.
+std::string weight_grad(const PixelEmbedCall& call) {
   PixelEmbedPlan plan = call.plan;
-  complete(plan, kElementBytes, kForwardTokens);
-  return forward_shared_bytes(plan, 1);
+  complete_backward(plan, kElementBytes);
+  PixelEmbedPlan tables = plan;
+  tables.passes = 0;
+  tables.packed_words = tables.first_weight;
+  Buffers buffers(call.setting);
+  const uint32_t* packed = pack(call, tables, buffers);
+  const void* images = buffers.input(call.images);
+  const void* dy = buffers.input(call.dy);
+  const int parts = call.setting.blocks;
+  const size_t bytes = 4 * size_t(plan.flat());
+  float* partials = static_cast<float*>(buffers.output(parts * bytes));
+  const PixelEmbedBackward params = {plan, images, dy, packed, partials};
+  const size_t shared = static_cast<size_t>(backward_shared_bytes(plan, kElementBytes));
+  const bool reversed = call.setting.reversed;
+  run_groups("pixel_embed_bwd_dw", plan.groups,
+             {parts * plan.slices(), kTapWarps * kTokenWarps, shared, reversed},
+             [&](auto groups) { pixel_embed_bwd_dw_body<TNT_DTYPE, groups>(params); });
+  buffers.finished();
+  float* flat = static_cast<float*>(buffers.output(bytes));
+  const SumPartials sum = {partials, flat, plan.flat(), plan.flat(), parts};
+  executed().insert("sum_partials");
+  run({3, kSumWarps, 128 * kSumWarps, reversed}, [&] { sum_partials_body(sum); });
+  return bytes_at(flat, bytes);
+}
+
+std::string image_grad(const PixelEmbedCall& call) {
+  PixelEmbedPlan plan = call.plan;
+  complete_backward(plan, kElementBytes);
+  Buffers buffers(call.setting);
+  const void* dy = buffers.input(call.dy);
+  float* taps = static_cast<float*>(buffers.output(4 * size_t(plan.taps()) * plan.dim));
+  const size_t bytes = call.images.bytes;
+  const WeightView weight = view(buffers, call.weight);
+  void* dimages = buffers.output(bytes);
+  const PixelEmbedImageGrad params = {plan, dy, weight, taps, dimages};
+  const Launch launch = {call.setting.blocks, call.setting.warps, 0, call.setting.reversed};
+  executed().insert("pixel_embed_bwd_pack");
+  run(launch, [&] { pixel_embed_bwd_pack_body(params); });
+  executed().insert("pixel_embed_bwd_dimages-" TNT_STRING(TNT_NAMESPACE));
+  run(launch, [&] { pixel_embed_bwd_dimages_body<TNT_DTYPE>(params); });
+  return bytes_at(dimages, bytes);
+}
+
+std::pair<int64_t, int64_t> shared_bytes(const PixelEmbedCall& call) {
+  PixelEmbedPlan forward = call.plan, backward = call.plan;
+  complete(forward, kElementBytes, kForwardTokens);
+  complete_backward(backward, kElementBytes);
+  return {forward_shared_bytes(forward, 1), backward_shared_bytes(backward, kElementBytes)};
 }
 
 }  // namespace
 
-PixelEmbedKernels pixel_embed_kernels() { return {forward, shared_bytes}; }
+PixelEmbedKernels pixel_embed_kernels() { return {forward, weight_grad, image_grad, shared_bytes}; }
 
 }  // namespace emulation::TNT_NAMESPACE

@@ -27,7 +27,9 @@ struct PixelEmbedCall {
 // The kernels of one element type; each returns its output's bytes.
 struct PixelEmbedKernels {
   std::string (*forward)(const PixelEmbedCall&);
-  int64_t (*shared_bytes)(const PixelEmbedCall&);
+  std::string (*weight_grad)(const PixelEmbedCall&);
+  std::string (*image_grad)(const PixelEmbedCall&);
+  std::pair<int64_t, int64_t> (*shared_bytes)(const PixelEmbedCall&);  // forward, backward
 };
 
 namespace bf16 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,14 +12,21 @@ import torch
 from emulation.build import FLAGS, NAMESPACES, EmulatorBuild
 from torch import Tensor
 
+from tnt_kernels.reference import PIXEL_EMBED
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SOURCES = ("pixel_embed.cpp",)
 BODIES = {
-    f"{body}-{namespace}-groups{groups}"
-    for body in ("pixel_embed_pack", "pixel_embed_fwd")
-    for namespace in NAMESPACES.values()
-    for groups in (3, 5)
+    "sum_partials",
+    "pixel_embed_bwd_pack",
+    *(f"pixel_embed_bwd_dimages-{namespace}" for namespace in NAMESPACES.values()),
+    *(
+        f"{body}-{namespace}-groups{groups}"
+        for body in ("pixel_embed_pack", "pixel_embed_fwd", "pixel_embed_bwd_dw")
+        for namespace in NAMESPACES.values()
+        for groups in (3, 5)
+    ),
 }
 
 executed: set = set()  # of BODIES
@@ -114,7 +122,23 @@ def pixel_embed(kernels: ModuleType, args: Mapping[str, Any], **setting: Any) ->
     return from_bytes(out, args["images"].dtype, (values["num_patches"], tokens, values["dim"]))
 
 
-def shared_bytes(kernels: ModuleType, args: Mapping[str, Any]) -> int:
-    """Shared memory of a forward block of one warp."""
+def pixel_embed_backward(
+    kernels: ModuleType, args: Mapping[str, Any], dy: Tensor, **setting: Any
+) -> dict:
+    """Gradients by the names of the inputs."""
+    images = args["images"]
+    values, _kept = _embed_arguments(args, dy.to(images.dtype).contiguous(), setting)
+    name = dtype_id(images.dtype)
+    dimages = from_bytes(kernels.pixel_embed_image_grad(name, values), images.dtype, images.shape)
+    flat = kernels.pixel_embed_weight_grad(name, values)
+    executed.update(kernels.executed())
+    shapes = PIXEL_EMBED.weight_shapes(args)
+    flat = from_bytes(flat, torch.float32, (-1,)).split([math.prod(shape) for shape in shapes])
+    weights = {n: part.view(s) for n, part, s in zip(PIXEL_EMBED.weights, flat, shapes)}
+    return {"images": dimages, **weights}
+
+
+def shared_bytes(kernels: ModuleType, args: Mapping[str, Any]) -> tuple:
+    """Shared memory of a forward block of one warp, and of a backward block."""
     values, _kept = _embed_arguments(args, None, {})
     return kernels.pixel_embed_shared_bytes(dtype_id(args["images"].dtype), values)

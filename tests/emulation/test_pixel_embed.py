@@ -13,7 +13,11 @@ from emulation.pixels import DTYPES, shared_bytes
 from tolerance import assert_error_rule
 from torch import Tensor
 
-from tnt_kernels.backends.native_pixels import pixel_embed_refusal, pixel_embed_shared_bytes
+from tnt_kernels.backends.native_pixels import (
+    pixel_embed_backward_shared_bytes,
+    pixel_embed_refusal,
+    pixel_embed_shared_bytes,
+)
 from tnt_kernels.reference import SPECS
 from tnt_kernels.spec import case_id
 
@@ -49,8 +53,59 @@ def assert_forward(kernels: ModuleType, args: Mapping[str, Any]) -> None:
 def test_forward_obeys_the_error_rule(
     pixel_kernels: ModuleType, case: dict, dtype: torch.dtype
 ) -> None:
-    assert pixel_embed_refusal(SPEC.dims(SPEC.make_args(case, dtype, "cpu")), dtype) is None
+    assert pixel_embed_refusal(SPEC.dims(SPEC.make_args(case, dtype, "cpu")), dtype, True) is None
     assert_forward(pixel_kernels, SPEC.make_args(case, dtype, "cpu", seed=1))
+
+
+def assert_backward(kernels: ModuleType, args: Mapping[str, Any], **setting: Any) -> dict:
+    """Every gradient obeys the error rule; returns them."""
+    exact, pytorch = gradients(args, torch.float64), gradients(args, args["images"].dtype)
+    found = pixels.pixel_embed_backward(kernels, args, incoming(args), **setting)
+    for name, expected in exact.items():
+        dtype = args[name].dtype
+        assert_error_rule(found[name].to(dtype), pytorch[name], expected, f"gradient of {name}")
+    return found
+
+
+def incoming(args: Mapping[str, Any]) -> Tensor:
+    """A gradient of the output, the same at every call, exact in the type of the images."""
+    shape = reference(args, args["images"].dtype).shape
+    dy = torch.randn(shape, generator=torch.Generator().manual_seed(99))
+    return dy.to(args["images"].dtype)
+
+
+def gradients(args: Mapping[str, Any], dtype: torch.dtype) -> dict:
+    """Gradients of all tensors at `dtype`."""
+    leaves = {
+        k: v.detach().to(dtype).requires_grad_() if isinstance(v, Tensor) else v
+        for k, v in args.items()
+    }
+    SPEC.reference(*leaves.values()).backward(incoming(args).to(dtype))
+    return {k: v.grad for k, v in leaves.items() if isinstance(v, Tensor)}
+
+
+@every_type
+@every_case
+def test_gradients_obey_the_error_rule(
+    pixel_kernels: ModuleType, case: dict, dtype: torch.dtype
+) -> None:
+    assert_backward(pixel_kernels, SPEC.make_args(case, dtype, "cpu", seed=2))
+
+
+@every_type
+@some_cases
+def test_gradients_are_reproducible(
+    pixel_kernels: ModuleType, case: dict, dtype: torch.dtype
+) -> None:
+    """Bit for bit for one number of partial sums, whatever runs first; else up to rounding."""
+    args = SPEC.make_args({**case, "B": 3}, dtype, "cpu")
+    for blocks in (1, 3):
+        expected = assert_backward(pixel_kernels, args, blocks=blocks)
+        found = pixels.pixel_embed_backward(
+            pixel_kernels, args, incoming(args), blocks=blocks, reversed=True, guard_end=False
+        )
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
 
 
 @every_type
@@ -112,15 +167,16 @@ def test_not_a_number_reaches_the_windows_that_see_it(
 
 
 def test_shared_memory_is_never_more_than_the_refusal_counts(pixel_kernels: ModuleType) -> None:
-    most = 0
     for dtype in DTYPES:
         for case in CASES:
             args = SPEC.make_args(case, dtype, "cpu")
-            used = shared_bytes(pixel_kernels, args)
-            counted = pixel_embed_shared_bytes(SPEC.dims(args), dtype.itemsize)
-            assert 0.5 * counted < used <= counted
-            most = max(most, counted)
-    assert most > 64 * 1024  # the largest of them is worth counting
+            dims, size = SPEC.dims(args), dtype.itemsize
+            counted = (
+                pixel_embed_shared_bytes(dims, size),
+                pixel_embed_backward_shared_bytes(dims, size),
+            )
+            for used, most in zip(shared_bytes(pixel_kernels, args), counted):
+                assert 0.4 * most < used <= most
 
 
 @pytest.mark.parametrize(
@@ -132,10 +188,11 @@ def test_shared_memory_is_never_more_than_the_refusal_counts(pixel_kernels: Modu
         ({"patch": (16, 18), "W": 36, "stride": 2}, "the patch width 18 is not a multiple of 4"),
         ({"C": 23}, "C=23 is odd"),
         ({"C": 512}, "weights and one patch take"),
+        ({"patch": 64, "H": 64, "W": 64, "C": 24}, "bytes of shared memory, 101376 are had"),
     ],
     ids=str,
 )
 def test_refusals_say_why(changes: dict, reason: str) -> None:
     case = {"B": 1, "Cin": 3, "H": 16, "W": 16, "C": 24, "patch": 16, "stride": 4, **changes}
     dims = SPEC.dims(SPEC.make_args(case, torch.float32, "cpu"))
-    assert reason in pixel_embed_refusal(dims, torch.float32)
+    assert reason in pixel_embed_refusal(dims, torch.float32, True)

@@ -36,6 +36,10 @@ def check_pixel_embed(kernels: ModuleType) -> None:
         test_pixel_embed.assert_forward(kernels, args)
         expected = pixels.pixel_embed(kernels, args, blocks=1)
         assert torch.equal(pixels.pixel_embed(kernels, args, blocks=3, reversed=True), expected)
+        expected = test_pixel_embed.assert_backward(kernels, args, blocks=2)
+        dy = test_pixel_embed.incoming(args)
+        found = pixels.pixel_embed_backward(kernels, args, dy, blocks=2, reversed=True)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_without_a_fault_the_check_passes(modules: dict) -> None:

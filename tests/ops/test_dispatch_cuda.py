@@ -62,6 +62,24 @@ def test_refusals_say_why(changes: dict, reason: str) -> None:
     assert reason in found.refusals["native"]
 
 
+STEM = {"C": 24, "Cin": 3, "k": 7, "patch_h": 16, "patch_w": 16, "stride": 4}
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(24, 4), (40, 4), (6, 2), (96, 8)], ids=str)
+def test_stems_of_the_paper_take_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, size: tuple, differentiable: bool
+) -> None:
+    monkeypatch.setattr(native, "extension_problem", lambda op, device: None)
+    dim, stride = size
+    dims = {**STEM, "C": dim, "stride": stride}
+    found = explain_call(Call("pixel_embed", "cuda", dtype, dims, differentiable))
+    assert found.backend == "native" and not found.refusals
+    wide = explain_call(Call("pixel_embed", "cuda", dtype, {**dims, "k": 9}, differentiable))
+    assert wide.refusals["native"] == "window k=9 is not one of 3, 5, 7"
+
+
 def test_old_gpus_are_refused_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "cuda_capability", lambda: (7, 5))
     reason = explain().refusals["native"]

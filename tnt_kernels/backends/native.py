@@ -105,7 +105,7 @@ def _cuda_refusal(call: Any) -> Optional[str]:
         found, needed = (".".join(map(str, c)) for c in (cuda_capability(), CUDA_CAPABILITY))
         return f"the GPU has compute capability {found}; the kernels need {needed} or later"
     if call.op == "pixel_embed":
-        return pixel_embed_refusal(call.dims, call.dtype)
+        return pixel_embed_refusal(call.dims, call.dtype, call.differentiable)
     return _inner_refusal(call.dims)
 
 

@@ -16,26 +16,49 @@ def _round_up_4(count: int) -> int:
     return (count + 3) // 4 * 4
 
 
+class _Plan:
+    """Sizes that decide how much shared memory is used, at most; csrc/cuda/pixel_embed/plan.h."""
+
+    def __init__(self, dims: Mapping[str, int], element_bytes: int, most_tokens: int):
+        kernel, stride, chans = dims["k"], dims["stride"], dims["Cin"]
+        rows, cols = dims["patch_h"] // stride, dims["patch_w"] // stride
+        tile_h = (rows - 1) * stride + kernel
+        tile_w = _round_up_4((cols - 1) * stride + 8) + 12  # 12: what spreads rows on banks
+        group_patches = max(1, most_tokens // (rows * cols))
+        row_tiles = (group_patches * rows * cols + 15) // 16
+        groups = (dims["C"] + 7) // 8
+        self.group_channels = 5 if groups % 5 == 0 else 3
+        groups = -(-groups // self.group_channels) * self.group_channels
+        pairs = (chans * kernel + 1) // 2
+        units = chans * tile_h * (tile_w // UNIT_PIXELS)
+        self.tables = 4 * units + 16 * row_tiles + _round_up_4(2 * pairs)
+        self.weights = pairs * groups * 32 * element_bytes
+        self.starts = row_tiles * groups * 32 * 4
+        self.group = group_patches * _round_up_4(chans * tile_h * tile_w * element_bytes // 4)
+        self.positions = _round_up_4(rows * cols * dims["C"])
+        self.gradients = _round_up_4(16 * row_tiles * dims["C"] * element_bytes // 4)
+
+
 def pixel_embed_shared_bytes(dims: Mapping[str, int], element_bytes: int) -> int:
-    """Shared memory of a forward block of one warp, at most; csrc/cuda/pixel_embed/plan.h."""
-    kernel, stride, chans = dims["k"], dims["stride"], dims["Cin"]
-    rows, cols = dims["patch_h"] // stride, dims["patch_w"] // stride
-    tile_h = (rows - 1) * stride + kernel
-    tile_w = _round_up_4((cols - 1) * stride + 8) + 12  # 12: what spreads rows on banks, at most
-    group_patches = max(1, 16 // (rows * cols))
-    row_tiles = (group_patches * rows * cols + 15) // 16
-    groups = (dims["C"] + 7) // 8
-    groups = groups if groups % 5 == 0 else (groups + 2) // 3 * 3
-    pairs = (chans * kernel + 1) // 2
-    units = chans * tile_h * (tile_w // UNIT_PIXELS)
-    tables = 4 * units + 16 * row_tiles + _round_up_4(2 * pairs)
-    weights = pairs * groups * 32 * element_bytes
-    starts = row_tiles * groups * 32 * 4
-    tile = _round_up_4(chans * tile_h * tile_w * element_bytes // 4)
-    return 4 * (tables + weights + starts + group_patches * tile)
+    """Shared memory of a forward block of one warp, at most."""
+    plan = _Plan(dims, element_bytes, 16)
+    return 4 * (plan.tables + plan.weights + plan.starts + plan.group)
 
 
-def pixel_embed_refusal(dims: Mapping[str, int], dtype: torch.dtype) -> Optional[str]:
+def pixel_embed_backward_shared_bytes(dims: Mapping[str, int], element_bytes: int) -> int:
+    """Shared memory of a backward block, at most."""
+    for tokens in (64, 32, 16):
+        plan = _Plan(dims, element_bytes, tokens)
+        sums = 4 * 3 * plan.group_channels * 32 * 4
+        used = 4 * (plan.tables + plan.positions + max(plan.group + plan.gradients, sums))
+        if used <= 64 * 1024:
+            break
+    return used
+
+
+def pixel_embed_refusal(
+    dims: Mapping[str, int], dtype: torch.dtype, differentiable: bool
+) -> Optional[str]:
     """Why the CUDA kernels of pixel_embed do not take sizes, or None when they do."""
     if dims["k"] not in KERNELS:
         return f"window k={dims['k']} is not one of {', '.join(map(str, KERNELS))}"
@@ -46,6 +69,8 @@ def pixel_embed_refusal(dims: Mapping[str, int], dtype: torch.dtype) -> Optional
     if dims["C"] % 2:
         return f"C={dims['C']} is odd"
     needed = pixel_embed_shared_bytes(dims, dtype.itemsize)
+    if differentiable:
+        needed = max(needed, pixel_embed_backward_shared_bytes(dims, dtype.itemsize))
     if needed > SHARED_BYTES:
         return f"weights and one patch take {needed} bytes of shared memory, {SHARED_BYTES} are had"
     return None

@@ -1,8 +1,11 @@
-// pixel_embed on CUDA tensors: checks, allocation, launch, registration. The schema is in
-// tnt_kernels/reference/pixel_embed.py.
+// pixel_embed and its backward on CUDA tensors: checks, allocation, launch, registration. The
+// schemas are in tnt_kernels/reference/pixel_embed.py.
+
+#include <tuple>
 
 #include "cuda/call.h"
 #include "cuda/pixel_embed/kernels.h"
+#include "cuda/tile/launch_sum.h"
 
 namespace tnt_kernels::cuda {
 namespace {
@@ -58,38 +61,88 @@ class PixelEmbedCall : private Call {
         ": pixel_pos must be (1, C, h, w)");
     Tensor out = new_tensor({plan_.num_patches, plan_.tokens, plan_.dim}, images.scalar_type());
     if (plan_.num_patches == 0) return out;
-    const int64_t shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    STD_TORCH_CHECK(forward_shared_bytes(plan_, 1) <= shared, op(),
-                    ": no CUDA kernel for patches and weights as large as these, which take ",
-                    forward_shared_bytes(plan_, 1),
-                    " bytes of shared memory; use "
-                    "backend='reference'");
+    const int64_t shared = check_shared(forward_shared_bytes(plan_, 1));
     PixelEmbedForward params = {plan_, activation(images), nullptr, out.mutable_data_ptr()};
-    params.packed = pack(weights, bias, pixel_pos);
+    params.packed = pack(plan_, &weights, bias, pixel_pos);
     STD_CUDA_CHECK(launch_pixel_embed_forward(type_, params, shared, multiprocessors(), stream()));
     return out;
   }
 
+  void check_gradient(const Tensor& dy) {
+    complete_backward(plan_, element_bytes());
+    STD_TORCH_CHECK(dy.dim() == 3 && dy.size(0) == plan_.num_patches &&
+                        dy.size(1) == plan_.tokens && dy.size(2) == plan_.dim && has_dtype(dy),
+                    op(), ": dy must be (P, S, C), as the output");
+    check_device("dy", dy);
+  }
+
+  // [weight | bias | pixel_pos], flat
+  Tensor weight_gradients(const Tensor& dy, const Tensor& images) {
+    Tensor flat = new_tensor({plan_.flat()}, ScalarType::Float);
+    if (plan_.num_patches == 0) return torch::stable::zero_(flat);
+    check_shared(backward_shared_bytes(plan_, element_bytes()));
+    PixelEmbedPlan tables = plan_;
+    tables.passes = 0;  // no weights
+    tables.packed_words = tables.first_weight;
+    const int parts = pixel_embed_parts(plan_, multiprocessors());
+    const Tensor partials = new_tensor({parts, plan_.flat()}, ScalarType::Float);
+    const PixelEmbedBackward params = {plan_, activation(images), gradient(dy, images),
+                                       pack(tables, nullptr, std::nullopt, std::nullopt),
+                                       static_cast<float*>(partials.mutable_data_ptr())};
+    STD_CUDA_CHECK(launch_pixel_embed_weight_grad(type_, params, parts, stream()));
+    const SumPartials sum = {params.partials, static_cast<float*>(flat.mutable_data_ptr()),
+                             plan_.flat(), plan_.flat(), parts};
+    STD_CUDA_CHECK(launch_sum_partials(sum, stream()));
+    return flat;
+  }
+
+  Tensor image_gradient(const Tensor& dy, const Tensor& images, const Tensor& weights) {
+    Tensor dimages = new_tensor({images.size(0), images.size(1), images.size(2), images.size(3)},
+                                images.scalar_type());
+    if (plan_.num_patches == 0) return dimages;
+    const Tensor taps = new_tensor({plan_.taps(), plan_.dim}, ScalarType::Float);
+    const PixelEmbedImageGrad params = {
+        plan_, gradient(dy, images), matrix("weight", weights, plan_.taps()),
+        static_cast<float*>(taps.mutable_data_ptr()), dimages.mutable_data_ptr()};
+    STD_CUDA_CHECK(launch_pixel_embed_image_grad(type_, params, stream()));
+    return dimages;
+  }
+
+  Tensor nothing(ScalarType type) const { return new_tensor({0}, type); }
+
  private:
   int element_bytes() const { return type_ == DType::kFloat32 ? 4 : 2; }
 
-  const uint32_t* pack(const Tensor& weights, const OptionalTensor& bias,
-                       const OptionalTensor& pixel_pos) {
-    PixelEmbedPack params = {plan_, {}, {}, {}, nullptr};
-    params.weight = matrix("weight", weights, plan_.taps());
+  const void* gradient(const Tensor& dy, const Tensor& images) {
+    const bool same = dy.scalar_type() == images.scalar_type();
+    return activation(same ? dy : torch::stable::to(dy, images.scalar_type()));
+  }
+
+  // What a block may have; fails if that is less than `needed`.
+  int64_t check_shared(int64_t needed) const {
+    const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    STD_TORCH_CHECK(needed <= most, op(), ": no CUDA kernel for patches and weights as large as ",
+                    "these, which take ", needed, " bytes of shared memory of ", most,
+                    "; use backend='reference'");
+    return most;
+  }
+
+  // Without `weights` only the tables.
+  const uint32_t* pack(const PixelEmbedPlan& plan, const Tensor* weights,
+                       const OptionalTensor& bias, const OptionalTensor& pixel_pos) {
+    PixelEmbedPack params = {plan, {}, {}, {}, nullptr};
+    if (weights != nullptr) params.weight = matrix("weight", *weights, plan.taps());
     if (bias.has_value()) params.bias = matrix("bias", *bias, 1);
-    if (pixel_pos.has_value()) {
-      params.pixel_pos = matrix("pixel_pos", *pixel_pos, plan_.tokens);
-    }
-    packed_ = new_tensor({plan_.packed_words}, ScalarType::Float);
-    params.packed = static_cast<uint32_t*>(packed_.mutable_data_ptr());
+    if (pixel_pos.has_value()) params.pixel_pos = matrix("pixel_pos", *pixel_pos, plan.tokens);
+    packed_.push_back(new_tensor({plan.packed_words}, ScalarType::Float));
+    params.packed = static_cast<uint32_t*>(packed_.back().mutable_data_ptr());
     STD_CUDA_CHECK(launch_pixel_embed_pack(type_, params, stream()));
     return params.packed;
   }
 
   DType type_;
   PixelEmbedPlan plan_ = {};
-  Tensor packed_;
+  std::vector<Tensor> packed_;
 };
 
 Tensor pixel_embed(const Tensor& images, const Tensor& weight, const OptionalTensor& bias,
@@ -99,9 +152,23 @@ Tensor pixel_embed(const Tensor& images, const Tensor& weight, const OptionalTen
   return call.forward(images, weight, bias, pixel_pos);
 }
 
+std::tuple<Tensor, Tensor> pixel_embed_backward(const Tensor& dy, const Tensor& images,
+                                                const Tensor& weight, int64_t patch_h,
+                                                int64_t patch_w, int64_t stride, bool unfold_first,
+                                                bool need_dimages, bool need_dw) {
+  PixelEmbedCall call("pixel_embed_backward", images, weight, patch_h, patch_w, stride,
+                      unfold_first);
+  call.check_gradient(dy);
+  Tensor dimages =
+      need_dimages ? call.image_gradient(dy, images, weight) : call.nothing(images.scalar_type());
+  Tensor dw = need_dw ? call.weight_gradients(dy, images) : call.nothing(ScalarType::Float);
+  return {dimages, dw};
+}
+
 }  // namespace
 }  // namespace tnt_kernels::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(tnt_kernels, CUDA, m) {
   m.impl("pixel_embed", TORCH_BOX(&tnt_kernels::cuda::pixel_embed));
+  m.impl("pixel_embed_backward", TORCH_BOX(&tnt_kernels::cuda::pixel_embed_backward));
 }

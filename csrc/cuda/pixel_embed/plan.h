@@ -14,6 +14,10 @@
 
 namespace tnt_kernels::cuda {
 
+// How the backward's warps share the sums: warps along the taps and along the tokens, and tiles of
+// 16 taps that a warp holds.
+constexpr int kTapWarps = 4, kTokenWarps = 2, kTapTiles = 3;
+
 struct PixelEmbedPlan {
   // the call
   int in_chans, height, width, dim, kernel, patch_h, patch_w, stride;
@@ -38,6 +42,14 @@ struct PixelEmbedPlan {
   constexpr int taps() const { return in_chans * kernel * kernel; }
   constexpr int group_words() const { return group_patches * tile_words; }
   constexpr int64_t num_groups() const { return (num_patches + group_patches - 1) / group_patches; }
+  // Of the backward: slices of taps and channels, and words of shared memory.
+  constexpr int slices() const {
+    return passes * ((chunks + 2 * kTapTiles * kTapWarps - 1) / (2 * kTapTiles * kTapWarps));
+  }
+  constexpr int position_words() const { return (tokens * dim + 3) / 4 * 4; }
+  constexpr int gradient_words(int element_bytes) const {
+    return (16 * row_tiles * dim * element_bytes / 4 + 3) / 4 * 4;
+  }
   // The flat gradient: [weight (C, Cin, k, k) | bias C | pixel_pos (C, S)].
   constexpr int flat() const { return dim * (taps() + 1 + tokens); }
 };
@@ -113,6 +125,22 @@ constexpr int64_t forward_shared_bytes(const PixelEmbedPlan& plan, int warps) {
   return 4 * (int64_t{plan.packed_words} + int64_t{warps} * plan.group_words());
 }
 
+// Bytes of shared memory of a backward block: tables and sums of positions, then patches and their
+// gradients, whose place the warps' sums take at the end.
+constexpr int64_t backward_shared_bytes(const PixelEmbedPlan& plan, int element_bytes) {
+  const int64_t inputs = int64_t{plan.group_words()} + plan.gradient_words(element_bytes);
+  const int64_t sums = kTapWarps * kTapTiles * plan.groups * 32 * 4;
+  return 4 * (plan.first_weight + plan.position_words() + (inputs > sums ? inputs : sums));
+}
+
+// Groups of about 64 tokens, or of fewer where that would be little use of shared memory.
+inline void complete_backward(PixelEmbedPlan& plan, int element_bytes) {
+  for (int tokens = 64; tokens >= 16; tokens /= 2) {
+    complete(plan, element_bytes, tokens);
+    if (backward_shared_bytes(plan, element_bytes) <= 64 * 1024) return;
+  }
+}
+
 struct PixelEmbedPack {
   PixelEmbedPlan plan;
   WeightView weight;     // (C, Cin k k)
@@ -139,8 +167,9 @@ struct PixelEmbedBackward {
 struct PixelEmbedImageGrad {
   PixelEmbedPlan plan;
   const void* dy;
-  WeightView weight;
-  void* dimages;  // (B, Cin, H, W)
+  WeightView weight;  // (C, Cin k k)
+  float* taps;        // (Cin k k, C), from it
+  void* dimages;      // (B, Cin, H, W)
 };
 
 }  // namespace tnt_kernels::cuda

@@ -1,0 +1,206 @@
+// Gradients of pixel_embed's weights, bias and position: dW = windows^T dy.
+//
+// A block copies a group of patches and their gradients dy into shared memory; its warps share the
+// product. Its rows are taps, two chunks of 8 columns to a tile, its columns channels, and the
+// summed dimension is the tokens: kTapWarps warps take the taps, kTokenWarps the row tiles in turn.
+// Sums stay in registers over all groups of a block, which leaves one partial gradient; they are
+// added in a fixed order by sum_partials. Taps and channels beyond what a block's registers hold go
+// to further blocks (slices), which copy the same groups.
+#pragma once
+
+#include "cuda/pixel_embed/tiles.cuh"
+#include "cuda/tile/weights.cuh"
+
+namespace tnt_kernels::cuda {
+
+// What a thread's sums belong to.
+struct GradSlice {
+  int pass, first_chunk, token_warp;
+};
+
+template <class Dtype, int kGroups>
+struct WeightGrad {
+  using Own = cuda::Own<Dtype>;
+  using Math = typename Own::Math;
+  using Unit = typename Own::Unit;
+
+  const PixelEmbedPlan& plan;
+  const GradSlice slice;
+  float sum[kTapTiles][kGroups][4] = {};
+
+  // Adds the tokens of one row tile. `tables` is the packed words, dy (rows, C) in shared memory.
+  TNT_DEVICE void add(const uint32_t* tables, const uint32_t* tiles, const uint32_t* dy, int tile) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+    Unit b[2][kGroups];
+    const uint32_t* rows[2][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * tile + 8 * half + 2 * t;
+      const Words<2> places = load_words<2>(tables + plan.first_row + row);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) rows[half][i] = tiles + places.w[i];
+#pragma unroll
+      for (int n = 0; n < kGroups; ++n) {
+        const int channel = (slice.pass * kGroups + n) * 8 + g, at = row * plan.dim + channel;
+        const bool exists = channel < plan.dim;
+        b[half][n] =
+            Own::unit(exists ? Own::load(dy, at) : 0u, exists ? Own::load(dy, at + plan.dim) : 0u);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kTapTiles; ++m) {
+      const int chunk = slice.first_chunk + 2 * m;
+      if (chunk >= plan.chunks) break;
+      const Words<2> at = load_words<2>(tables + plan.first_chunk + chunk);
+      typename Math::Tile a[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          a[half].rows[i] = Own::unit(Own::load(rows[half][0] + at.w[i], g),
+                                      Own::load(rows[half][1] + at.w[i], g));
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kGroups; ++n) Math::mma(sum[m][n], a[0], a[1], b[0][n], b[1][n]);
+    }
+  }
+
+  // Hands the sums of the other token warps, through `words`, to the first, in their order.
+  TNT_DEVICE void combine(uint32_t* words) {
+    constexpr int kSums = kTapTiles * kGroups;
+    for (int from = 1; from < kTokenWarps; ++from) {
+      block_sync();
+      uint32_t* own = words + (warp_id() % kTapWarps * kSums * 32 + lane_id()) * 4;
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        float (&s)[4] = sum[i / kGroups][i % kGroups];
+        uint32_t* place = own + i * 32 * 4;
+        if (slice.token_warp == from) {
+          store_words(place,
+                      Words<4>{{as_word(s[0]), as_word(s[1]), as_word(s[2]), as_word(s[3])}});
+        }
+      }
+      block_sync();
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        if (slice.token_warp != 0) continue;
+        const Words<4> other = load_words<4>(own + i * 32 * 4);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum[i / kGroups][i % kGroups][e] += as_float(other.w[e]);
+      }
+    }
+  }
+
+  TNT_DEVICE void store(float* dweight) const {
+    const int kx = lane_id() / 4 - plan.first_tap;
+    if (slice.token_warp != 0 || kx < 0 || kx >= plan.kernel) return;
+#pragma unroll
+    for (int i = 0; i < kTapTiles * kGroups * 4; ++i) {
+      const int m = i / 4 / kGroups, n = i / 4 % kGroups, e = i % 4;
+      const int chunk = slice.first_chunk + 2 * m + e / 2;
+      const int channel = (slice.pass * kGroups + n) * 8 + lane_id() % 4 * 2 + e % 2;
+      if (chunk < plan.chunks && channel < plan.dim) {
+        store_words(dweight + channel * plan.taps() + chunk * plan.kernel + kx,
+                    Words<1>{{as_word(sum[m][n][e])}});
+      }
+    }
+  }
+};
+
+// dy of a group: its patches' rows, zero in place of patches that do not exist.
+template <class Dtype>
+TNT_DEVICE void team_copy_gradients(const PixelEmbedPlan& plan, const void* dy, int64_t first,
+                                    int patches, uint32_t* rows, const Team& team) {
+  constexpr int kWords = Dtype::kPairWords;
+  const int pairs = plan.tokens * plan.dim / 2;
+  const uint32_t* source = static_cast<const uint32_t*>(dy) + first * pairs * kWords;
+#pragma unroll 4
+  for (int i = team.index; i < plan.group_patches * pairs; i += team.count) {
+    Words<kWords> pair = {};
+    if (i < patches * pairs) pair = load_words<kWords>(source + i * kWords);
+    store_words(rows + i * kWords, pair);
+  }
+}
+
+// positions (S, C) += the sum over a group's patches.
+template <class Dtype>
+TNT_DEVICE void team_add_positions(const PixelEmbedPlan& plan, const uint32_t* dy,
+                                   uint32_t* positions, const Team& team) {
+  const int pairs = plan.tokens * plan.dim / 2;
+  for (int i = team.index; i < pairs; i += team.count) {
+    const Words<2> before = load_words<2>(positions + 2 * i);
+    FloatPair sum = {as_float(before.w[0]), as_float(before.w[1])};
+    for (int patch = 0; patch < plan.group_patches; ++patch) {
+      const auto words =
+          load_words<Dtype::kPairWords>(dy + (patch * pairs + i) * Dtype::kPairWords);
+      const FloatPair pair = Dtype::unpack(words.w);
+      sum.lo += pair.lo;
+      sum.hi += pair.hi;
+    }
+    store_words(positions + 2 * i, Words<2>{{as_word(sum.lo), as_word(sum.hi)}});
+  }
+}
+
+// dbias (C) and dpixel_pos (C, S) from positions (S, C).
+TNT_DEVICE void team_store_positions(const PixelEmbedPlan& plan, const uint32_t* positions,
+                                     float* dbias, const Team& team) {
+  float* dpixel_pos = dbias + plan.dim;
+  for (int channel = team.index; channel < plan.dim; channel += team.count) {
+    float sum = 0;
+    for (int token = 0; token < plan.tokens; ++token) {
+      const Words<1> value = load_words<1>(positions + token * plan.dim + channel);
+      store_words(dpixel_pos + channel * plan.tokens + token, value);
+      sum += as_float(value.w[0]);
+    }
+    store_words(dbias + channel, Words<1>{{as_word(sum)}});
+  }
+}
+
+template <class Dtype, int kGroups>
+TNT_DEVICE void pixel_embed_bwd_dw_body(const PixelEmbedBackward& params) {
+  const PixelEmbedPlan& plan = params.plan;
+  uint32_t* tables = dynamic_shared();
+  uint32_t* positions = tables + plan.first_weight;
+  uint32_t* tiles = positions + plan.position_words();
+  uint32_t* dy = tiles + plan.group_words();
+  const Team team = {thread_id(), block_threads()};
+  for (int i = 4 * thread_id(); i < plan.first_weight; i += 4 * block_threads()) {
+    store_words(tables + i, load_words<4>(params.packed + i));
+  }
+  team_clear(positions, plan.position_words(), team);
+  team_clear(tiles, plan.group_words(), team);
+  team_clear(dy, plan.gradient_words(2 * Dtype::kPairWords), team);
+  block_sync();
+
+  const int slices = plan.slices(), number = block_id() % slices, part = block_id() / slices;
+  WeightGrad<Dtype, kGroups> grad = {
+      plan,
+      {number % plan.passes,
+       (number / plan.passes * kTapWarps + warp_id() % kTapWarps) * 2 * kTapTiles,
+       warp_id() / kTapWarps}};
+  for (int64_t group = part; group < plan.num_groups(); group += num_blocks() / slices) {
+    const int64_t first = group * plan.group_patches, left = plan.num_patches - first;
+    const int patches = left < plan.group_patches ? static_cast<int>(left) : plan.group_patches;
+    for (int i = 0; i < plan.group_patches; ++i) {
+      // in place of a patch that does not exist any will do: its gradients are zero
+      team_copy_patch<Dtype>(plan, params.images, first + (i < patches ? i : 0), tables,
+                             tiles + i * plan.tile_words, team);
+    }
+    team_copy_gradients<Dtype>(plan, params.dy, first, patches, dy, team);
+    block_sync();
+    for (int tile = grad.slice.token_warp; tile < plan.row_tiles; tile += kTokenWarps) {
+      grad.add(tables, tiles, dy, tile);
+    }
+    if (number == 0) team_add_positions<Dtype>(plan, dy, positions, team);
+    block_sync();
+  }
+  grad.combine(tiles);
+  float* partial = params.partials + int64_t{part} * plan.flat();
+  grad.store(partial);
+  if (number == 0) {
+    team_store_positions(plan, positions, partial + plan.dim * plan.taps(), team);
+  }
+}
+
+}  // namespace tnt_kernels::cuda
