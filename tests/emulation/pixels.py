@@ -9,12 +9,13 @@ from types import ModuleType
 from typing import Any, Optional
 
 import torch
-from emulation.build import FLAGS, NAMESPACES, EmulatorBuild
+from emulation.build import FLAGS, EmulatorBuild
 from torch import Tensor
 
 from tnt_kernels.reference import PIXEL_EMBED
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+NAMESPACES = {"BFloat16": "bf16", "Float16": "fp16", "Float32": "fp32"}
 WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SOURCES = ("pixel_embed.cpp",)
 BODIES = {
