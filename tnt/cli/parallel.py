@@ -38,16 +38,27 @@ class World(NamedTuple):
             dist.barrier()
 
 
+_worlds: list[World] = []
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The world that torchrun or SLURM started, or that of one process; left on exit."""
+    """The world that torchrun or SLURM started, or that of one process; left on exit.
+
+    Inside another `joined`, its world.
+    """
+    if _worlds:
+        yield _worlds[-1]
+        return
     if not is_distributed_env():
         yield World(0, 1, device)
         return
     found = init_distributed_device_so(device.type)
+    _worlds.append(World(found["global_rank"], found["world_size"], torch.device(found["device"])))
     try:
-        yield World(found["global_rank"], found["world_size"], torch.device(found["device"]))
+        yield _worlds[-1]
     finally:
+        _worlds.pop()
         dist.destroy_process_group()
 
 
