@@ -1,4 +1,4 @@
-"""The commands of `python -m tnt`: train, finetune, eval, predict.
+"""The commands of `python -m tnt`: train, finetune, eval, predict, visualize.
 
     options.py    what each command takes, from flags and YAML
     models.py     models by timm's names, their weights and class names

@@ -13,6 +13,7 @@ _MODULES = {
     "finetune": "finetune",
     "eval": "evaluate",
     "predict": "predict",
+    "visualize": "visualize",
 }
 
 

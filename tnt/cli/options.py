@@ -184,11 +184,39 @@ class PredictOptions(ModelOptions):
     """Classes to print for each image."""
 
 
+@dataclass(kw_only=True)
+class VisualizeOptions(ModelOptions):
+    """Pictures of what the model computes: patch features, their t-SNE, pixel embeddings
+    (Figs. 4 and 5 of the paper)."""
+
+    image: Annotated[str, Positional, arg(metavar="IMAGE")]
+    """Image file."""
+    weights: str = "hub"
+    """Weights of the TNT: a file, hub (timm's published ones), hf-hub:OWNER/NAME or random."""
+    output: str = "runs/visualize"
+    """Folder of the PNG files."""
+    deit: str = "deit_small_patch16_224"
+    """timm's name of the plain transformer beside it; empty for none."""
+    deit_weights: str = "hub"
+    """Its weights."""
+    deit_kwargs: dict[str, str] = field(default_factory=dict)
+    """Further arguments of it."""
+    patch_img_size: int = 1024
+    """Side of the image for patch features and t-SNE; the paper takes 1024."""
+    blocks: tuple[int, ...] = (1, 6, 12)
+    """Blocks to show, counted from 1."""
+    maps: int = 12
+    """Feature maps per block, drawn at random."""
+    seed: int = 0
+    """Of that draw and of t-SNE."""
+
+
 COMMANDS: dict[str, type] = {
     "train": TrainOptions,
     "finetune": FinetuneOptions,
     "eval": EvalOptions,
     "predict": PredictOptions,
+    "visualize": VisualizeOptions,
 }
 
 
@@ -210,7 +238,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     return tyro.cli(kind, prog=f"python -m tnt {command}", args=flags + arguments, default=default)
 
 
-_POSITIONALS = ("data", "images")
+_POSITIONALS = ("data", "images", "image")
 
 
 def _read_yaml(path: str, kind: type) -> dict[str, Any]:
