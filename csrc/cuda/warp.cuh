@@ -34,6 +34,8 @@ TNT_DEVICE int block_id() { return static_cast<int>(blockIdx.x); }
 TNT_DEVICE int num_blocks() { return static_cast<int>(gridDim.x); }
 
 TNT_DEVICE void block_sync() { __syncthreads(); }
+// Whether any thread of the block says so; a barrier too.
+TNT_DEVICE bool block_any(bool x) { return __syncthreads_or(x) != 0; }
 TNT_DEVICE void warp_sync() { __syncwarp(); }
 
 TNT_DEVICE uint32_t* dynamic_shared() {
@@ -72,6 +74,10 @@ TNT_DEVICE uint16_t load_half_word(const void* address) {
   return *static_cast<const uint16_t*>(address);
 }
 
+TNT_DEVICE void store_half_word(void* address, uint32_t low_bits) {
+  *static_cast<uint16_t*>(address) = static_cast<uint16_t>(low_bits);
+}
+
 TNT_DEVICE float load_float(const void* address) { return *static_cast<const float*>(address); }
 
 // ---- Scalars ----------------------------------------------------------------------------------
@@ -88,6 +94,8 @@ TNT_DEVICE float fma_sat_f32(float a, float b, float c) {
 }
 TNT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }  // the one that is not NaN
 TNT_DEVICE float erf_f32(float x) { return erff(x); }
+TNT_DEVICE float sqrt_f32(float x) { return sqrtf(x); }
+TNT_DEVICE float abs_f32(float x) { return fabsf(x); }
 
 // The nearest tf32 number (8 bits of exponent, 10 of fraction), ties away from 0; NaN stays NaN.
 TNT_DEVICE float round_tf32(float x) {

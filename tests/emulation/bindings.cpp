@@ -51,7 +51,7 @@ py::tuple inner_block(const std::string& dtype, std::tuple<int, int, int> sizes,
                                         : emulation::fp32::run_inner_block;
   const emulation::InnerResult result = run(call);
   return py::make_tuple(py::bytes(result.out.data(), result.out.size()),
-                        py::bytes(result.mid.data(), result.mid.size()));
+                        py::bytes(result.mid.data(), result.mid.size()), result.left_range);
 }
 
 }  // namespace

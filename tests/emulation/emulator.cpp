@@ -20,6 +20,7 @@ struct Fiber {
   ucontext_t start;
   jmp_buf resume;
   bool started = false;
+  size_t any_calls = 0;
 };
 
 struct Warp {
@@ -41,6 +42,7 @@ struct Machine {
   jmp_buf scheduler;
   sigjmp_buf fault;
   std::string failure;
+  std::vector<bool> any;  // result of each call of block_any in this block
 };
 
 Machine* machine = nullptr;
@@ -100,6 +102,7 @@ class FaultHandler {
 };
 
 void prepare_block(const Launch& launch, int block) {
+  machine->any.clear();
   for (int w = 0; w < launch.warps; ++w) {
     Warp& warp = *machine->warps[w];
     warp.arrived = 0;
@@ -109,6 +112,7 @@ void prepare_block(const Launch& launch, int block) {
       Fiber& fiber = warp.fibers[lane];
       fiber.thread = {lane, w, block, launch.warps, launch.blocks};
       fiber.started = false;
+      fiber.any_calls = 0;
       getcontext(&fiber.start);
       fiber.start.uc_stack.ss_sp = machine->stacks + (w * kLanes + lane) * kStackBytes;
       fiber.start.uc_stack.ss_size = kStackBytes;
@@ -205,6 +209,15 @@ void collective(int kind, void* arguments, void (*execute)(void* const*)) {
 }
 
 void block_barrier() { collective(kBarrier, nullptr, nullptr); }
+
+bool block_any(bool x) {
+  // each call has a flag of its own, so that the next call need not wait for this one's readers
+  const size_t call = machine->current->any_calls++;
+  if (machine->any.size() <= call) machine->any.resize(call + 1);
+  machine->any[call] = machine->any[call] || x;
+  block_barrier();
+  return machine->any[call];
+}
 
 GuardedBuffer::GuardedBuffer(size_t bytes, bool guard_end) {
   const size_t page = page_bytes();

@@ -47,6 +47,9 @@ void collective(int kind, void* arguments, void (*execute)(void* const* argument
 
 void block_barrier();
 
+// A barrier after which all know whether any thread said so.
+bool block_any(bool x);
+
 // Memory whose end, or beginning, touches a page that faults.
 class GuardedBuffer {
  public:

@@ -63,6 +63,10 @@ FAULTS = (
           "rows.load_scale(params.drop_path_attn, scale);"),
     Fault("middle residual stored at the end", "inner_block/body.cuh",
           "if (params.mid != nullptr) rows.store(params.mid, x);", ""),
+    Fault("range not checked", "inner_block/pack.cuh", "leaves = leaves || !check.fits(row);",
+          "leaves = leaves || row < 0;"),
+    Fault("range of the first rows only", "inner_block/pack.cuh", "row += block_threads()",
+          "row += check.kRows"),
     Fault("last group of patches left out", "inner_block/body.cuh",
           "(params.num_patches + kPatches - 1) / kPatches", "params.num_patches / kPatches"),
 )  # fmt: skip

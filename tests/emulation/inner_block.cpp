@@ -53,8 +53,8 @@ template <class Config>
 InnerResult run_config(const InnerCall& call) {
   Inputs inputs(call.guard_end);
   const auto weight = [&](int i) { return inputs.add(call.weights[i]); };
-  GuardedBuffer packed(Config::kPackedWords * 4, call.guard_end);
-  memset(packed.data(), 0xff, Config::kPackedWords * 4);
+  GuardedBuffer packed(Config::kBufferWords * 4, call.guard_end);
+  memset(packed.data(), 0xff, Config::kBufferWords * 4);
   const PackParams pack = {weight(0),
                            weight(1),
                            weight(2),
@@ -91,10 +91,13 @@ InnerResult run_config(const InnerCall& call) {
                                  call.num_patches,
                                  call.eps,
                                  call.has_attention,
-                                 call.has_mlp};
+                                 call.has_mlp,
+                                 pack};
   run({call.blocks, Config::kWarps, Config::kSharedBytes, call.reversed},
       [&] { inner_block_fwd_body<Config>(forward); });
-  return {bytes_of(out, bytes), bytes_of(mid, call.save_mid ? bytes : 0)};
+  const uint32_t* words = static_cast<const uint32_t*>(packed.data());
+  return {bytes_of(out, bytes), bytes_of(mid, call.save_mid ? bytes : 0),
+          Config::kMayLeaveRange && words[Config::kPackedWords] != 0};
 }
 
 template <class... Configs>

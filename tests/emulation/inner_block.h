@@ -33,6 +33,7 @@ struct InnerCall {
 
 struct InnerResult {
   std::vector<char> out, mid;
+  bool left_range;  // of fp16, so that wide_range.cuh ran
 };
 
 // Runs pack and forward; the element type is that of the namespace. Throws Fault.

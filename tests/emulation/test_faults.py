@@ -35,6 +35,8 @@ def check(kernels: ModuleType) -> None:
         assert_forward(kernels, args)
         expected, _ = emulate(kernels, args, blocks=1)
         assert torch.equal(emulate(kernels, args, blocks=3, reversed_order=True)[0], expected)
+        wide = {**args, "fc2_weight": args["fc2_weight"] * 1e7}
+        assert_forward(kernels, wide)
         args["x"][2, 0, 0] = float("nan")
         others = torch.arange(5) != 2
         assert torch.equal(emulate(kernels, args)[0][others], expected[others])

@@ -104,6 +104,7 @@ __device__ void test_scalars() {
   expect(fma_sat_f32(nan, 3, 1) == 0, "saturated fma of NaN");
   expect(round_tf32(as_float(0x3f801000u)) == as_float(0x3f802000u), "tf32 rounds ties up");
   expect(round_tf32(as_float(0xbf800fffu)) == -1 && isnan(round_tf32(nan)), "tf32 rounding");
+  expect(sqrt_f32(9) == 3 && abs_f32(-2) == 2, "square root, magnitude");
   expect(max_f32(nan, 2) == 2 && max_f32(2, nan) == 2, "max of NaN");
 }
 
@@ -134,6 +135,9 @@ __device__ void test_memory() {
   expect(load_words<1>(words + 4 * other).w[0] == 1u, "4-byte access");
   expect(load_half_word(words + 4 * other + 1) == 2u, "2-byte access");
   expect(load_float(words) == as_float(1u), "load of a float");
+  expect(block_any(thread_id() == 40) && !block_any(false), "any thread of the block");
+  store_half_word(words + 4 * thread_id() + 1, 0x10005u);
+  expect(load_words<1>(words + 4 * thread_id() + 1).w[0] == 5u, "2-byte store");
 }
 
 __global__ void self_test_kernel() {

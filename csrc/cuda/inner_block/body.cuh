@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/inner_block/config.cuh"
+#include "cuda/inner_block/wide_range.cuh"
 
 namespace tnt_kernels::cuda {
 
@@ -187,6 +188,12 @@ TNT_DEVICE const uint32_t* block_weights(const uint32_t* packed) {
 
 template <class Config>
 TNT_DEVICE void inner_block_fwd_body(const ForwardParams& params) {
+  if constexpr (Config::kMayLeaveRange) {
+    if (load_words<1>(params.weights + Config::kPackedWords).w[0] != 0) {
+      wide_range_fwd_body<Config>(params);
+      return;
+    }
+  }
   const uint32_t* weights = block_weights<Config>(params.weights);
   constexpr int kPatches = WarpRows<Config>::kPatches;
   const int64_t num_groups = (params.num_patches + kPatches - 1) / kPatches;

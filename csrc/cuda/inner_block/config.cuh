@@ -1,6 +1,8 @@
 // One configuration of the inner block: sizes, element type, and the order of its packed weights.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/inner_block/params.h"
 #include "cuda/tile/activation.cuh"
 #include "cuda/tile/attention.cuh"
@@ -86,7 +88,15 @@ struct InnerConfig {
   // Weights are read from shared memory where a block of any architecture may have that much (99
   // KB), else through the L1 cache, which serves the same 16-byte reads.
   static constexpr bool kWeightsInShared = kPackedWords * 4 <= 99 * 1024;
-  static constexpr int kSharedBytes = kWeightsInShared ? kPackedWords * 4 : 0;
+  static constexpr int kWeightBytes = kWeightsInShared ? kPackedWords * 4 : 0;
+
+  // bf16 tensors go through fp16 operands. Weights that could leave fp16's range, which the word
+  // behind the packed ones says, take the path of wide_range.cuh, in the same kernel.
+  static constexpr bool kMayLeaveRange = std::is_same_v<Math, FastHalf>;
+  static constexpr int kBufferWords = kPackedWords + 4;
+  static constexpr int kWideArrays = 2 + kHiddenPerDim;  // of a patch, in floats
+  static constexpr int kWideBytes = kMayLeaveRange ? kWideArrays * kTokens * kDim * 4 : 0;
+  static constexpr int kSharedBytes = kWeightBytes > kWideBytes ? kWeightBytes : kWideBytes;
 };
 
 }  // namespace tnt_kernels::cuda

@@ -57,7 +57,7 @@ const InnerForward* find_inner_forward_of(int tokens, int dim, int heads) {
   const InnerForward* found = nullptr;
   visit_config(InnerConfigs<Dtype>{}, tokens, dim, heads, [&](auto config) {
     using Config = decltype(config);
-    static constexpr InnerForward kForward = {Config::kPackedWords, launch_inner_forward<Config>};
+    static constexpr InnerForward kForward = {Config::kBufferWords, launch_inner_forward<Config>};
     found = &kForward;
   });
   return found;

@@ -8,7 +8,7 @@
 namespace tnt_kernels::cuda {
 
 struct InnerForward {
-  int64_t packed_words;
+  int64_t packed_words;  // of the buffer that PackParams names
   // Packs the weights and runs the block, on a device of so many multiprocessors. Launches only:
   // no allocation, no synchronisation.
   cudaError_t (*launch)(const PackParams&, const ForwardParams&, int multiprocessors,

@@ -71,6 +71,7 @@ class Problem : private Call {
     const Tensor packed = new_tensor({kernel->packed_words}, ScalarType::Float);
     pack_.packed = static_cast<uint32_t*>(packed.mutable_data_ptr());
     forward_.weights = pack_.packed;
+    forward_.unpacked = pack_;
     forward_.out = out.mutable_data_ptr();
     forward_.mid = save_mid ? mid.mutable_data_ptr() : nullptr;
     STD_CUDA_CHECK(kernel->launch(pack_, forward_, multiprocessors(), stream()));

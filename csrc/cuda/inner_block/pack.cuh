@@ -168,8 +168,78 @@ struct Packer {
   }
 };
 
+// Whether every operand and every short sum of the forward stays within fp16: a normed row has
+// length sqrt(C), so a feature is at most that times its row's length, plus its bias.
+template <class Config>
+struct RangeCheck {
+  static constexpr int kDim = Config::kDim, kHidden = Config::kHidden;
+  static constexpr int kRows = 5 * kDim + kHidden;  // of q, k, v, fc1, proj, fc2
+  static constexpr float kLargest = 60000.0f;       // of 65504: sums are rounded on their way
+  const PackParams& params;
+
+  // False also for what is not a number.
+  TNT_DEVICE bool fits(int row) const {
+    const PackParams& p = params;
+    constexpr float kScale = Gelu<typename Config::Math>::kHiddenScale;
+    if (row < 2 * kDim) {  // k has no bias: see warp_project_qkv
+      const bool is_q = row < kDim;
+      const NormedLinear qk = {p.norm1_weight, p.norm1_bias, p.qk_weight, p.qk_bias,
+                               is_q ? Config::kSoftmaxScale : 1.0f};
+      return !p.has_attention || largest_feature(qk, row, is_q) <= kLargest;
+    }
+    row -= 2 * kDim;
+    if (row < kDim) {
+      const NormedLinear v = {p.norm1_weight, p.norm1_bias, p.v_weight, p.v_bias, 1.0f};
+      return !p.has_attention || largest_feature(v, row, true) <= kLargest;
+    }
+    row -= kDim;
+    if (row < kHidden) {
+      const NormedLinear fc1 = {p.norm2_weight, p.norm2_bias, p.fc1_weight, p.fc1_bias, kScale};
+      return !p.has_mlp || largest_feature(fc1, row, true) <= kLargest;
+    }
+    row -= kHidden;
+    if (row < kDim) {
+      return !p.has_attention || (elements_fit(p.proj_weight, row, kDim, 1.0f) &&
+                                  abs_f32(weight_at(p.proj_bias, row)) <= kLargest);
+    }
+    return !p.has_mlp || elements_fit(p.fc2_weight, row - kDim, kHidden, 1.0f / kScale);
+  }
+
+  static TNT_DEVICE float largest_feature(const NormedLinear& linear, int row, bool has_bias) {
+    float squares = 0;
+#pragma unroll 1
+    for (int c = 0; c < kDim; ++c) squares = fma_f32(linear.at(row, c), linear.at(row, c), squares);
+    const float bias = has_bias ? abs_f32(linear.bias_at(row, kDim)) : 0.0f;
+    return fma_f32(sqrt_f32(squares), sqrt_f32(kDim), bias);
+  }
+
+  static TNT_DEVICE bool elements_fit(const WeightView& weight, int row, int count, float scale) {
+    bool fits = true;
+#pragma unroll 1
+    for (int c = 0; c < count; ++c) {
+      fits = fits && abs_f32(weight_at(weight, row, c) * scale) <= kLargest;
+    }
+    return fits;
+  }
+};
+
+// The word behind the packed weights: 1 where they may leave the range of the operands.
+template <class Config>
+TNT_DEVICE void block_check_range(const PackParams& params) {
+  const RangeCheck<Config> check = {params};
+  bool leaves = false;
+  for (int row = thread_id(); row < check.kRows; row += block_threads()) {
+    leaves = leaves || !check.fits(row);
+  }
+  leaves = block_any(leaves);
+  if (thread_id() == 0) params.packed[Config::kPackedWords] = leaves;
+}
+
 template <class Config>
 TNT_DEVICE void inner_block_pack_body(const PackParams& params) {
+  if constexpr (Config::kMayLeaveRange) {
+    if (block_id() == 0) block_check_range<Config>(params);
+  }
   constexpr int kUnitWords = Config::Math::kUnitWords;
   constexpr int kStepUnits = Config::kSteps * Config::kStepUnits;
   constexpr int kChunkUnits = Config::kChunks * Config::kChunkUnits;

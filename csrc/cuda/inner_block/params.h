@@ -9,7 +9,7 @@ struct PackParams {
   WeightView norm1_weight, norm1_bias, qk_weight, qk_bias, v_weight, v_bias, proj_weight, proj_bias;
   WeightView norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
   bool has_attention, has_mlp;  // whose weights are there
-  uint32_t* packed;             // Config::kPackedWords
+  uint32_t* packed;             // Config::kBufferWords
 };
 
 struct ForwardParams {
@@ -22,6 +22,7 @@ struct ForwardParams {
   int64_t num_patches;          // P
   float eps;
   bool has_attention, has_mlp;  // both: the whole block
+  PackParams unpacked;          // the weights that were packed
 };
 
 }  // namespace tnt_kernels::cuda

@@ -33,6 +33,7 @@ inline int block_id() { return emulation::thread().block; }
 inline int num_blocks() { return emulation::thread().blocks; }
 
 inline void block_sync() { emulation::block_barrier(); }
+inline bool block_any(bool x) { return emulation::block_any(x); }
 
 inline uint32_t* dynamic_shared() { return emulation::shared_memory(); }
 
@@ -61,6 +62,11 @@ inline uint16_t load_half_word(const void* address) {
   uint16_t y;
   memcpy(&y, address, 2);
   return y;
+}
+
+inline void store_half_word(void* address, uint32_t low_bits) {
+  check_aligned(address, 2);
+  memcpy(address, &low_bits, 2);
 }
 
 inline float load_float(const void* address) {
@@ -92,6 +98,8 @@ inline float fma_sat_f32(float a, float b, float c) {
 }
 inline float max_f32(float a, float b) { return std::fmax(a, b); }
 inline float erf_f32(float x) { return std::erf(x); }
+inline float sqrt_f32(float x) { return std::sqrt(x); }
+inline float abs_f32(float x) { return std::fabs(x); }
 inline float round_tf32(float x) {
   return std::isfinite(x) ? as_float((as_word(x) + 0x1000u) & 0xffffe000u) : x;
 }
