@@ -7,7 +7,7 @@ fixed seed, which costs exactly what trained ones cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -15,26 +15,41 @@ import torch
 from torch import nn
 
 SEED = 20210300112 % 2**31
+MODES = ("eager", "compiled", "graph")
+TIMM_NAMES = {"tnt_s": "tnt_s_patch16_224", "tnt_b": "tnt_b_patch16_224"}
+CONTEXT_NAMES = {
+    "deit_s": "deit_small_patch16_224",
+    "deit_b": "deit_base_patch16_224",
+    "vit_s": "vit_small_patch16_224",
+    "swin_t": "swin_tiny_patch4_window7_224",
+}
+LUCIDRAINS = "tnt_s_lucidrains"
+MODELS = (*TIMM_NAMES, *CONTEXT_NAMES, LUCIDRAINS)
 
 
 @dataclass
 class Contestant:
-    """One row of the table."""
+    """One row of the table.
+
+    Attributes:
+        name: of the row.
+        family: rows of one family are compared with its timm row in eager mode.
+        model: shared by the modes of one implementation.
+        ours: whether the fused operators run it.
+        mode: "eager", "compiled" (torch.compile) or "graph" (a CUDA graph of the eager calls).
+        backend: of the fused operators; None for their own choice.
+    """
 
     name: str
+    family: str
     model: nn.Module
     ours: bool
-    compiled: bool
-    agrees_with: Optional[str] = None  # contestant whose outputs must be the same
-
-    def run_fresh(self) -> Callable:
-        """The callable to time: the model, compiled where the row says so."""
-        return torch.compile(self.model) if self.compiled else self.model
+    mode: str
+    backend: Optional[str] = None
 
 
-TIMM_NAMES = {"tnt_s": "tnt_s_patch16_224", "tnt_b": "tnt_b_patch16_224"}
-DEIT_NAMES = {"deit_s": "deit_small_patch16_224", "deit_b": "deit_base_patch16_224"}
-MODELS = (*TIMM_NAMES, *DEIT_NAMES)
+class NotInstalled(Exception):
+    """A contestant's package is absent; the message names it."""
 
 
 def _timm_model(name: str, img_size: int) -> nn.Module:
@@ -44,30 +59,49 @@ def _timm_model(name: str, img_size: int) -> nn.Module:
     return timm.create_model(name, img_size=img_size)
 
 
-def build(model: str, img_size: int, device: str, with_compiled: bool) -> list[Contestant]:
-    """Contestants of one family: `tnt_s`, `tnt_b`, `deit_s` or `deit_b`.
-
-    Raises: ValueError for an unknown family.
+def _lucidrains_model(img_size: int) -> nn.Module:
+    """TNT-S's widths in the transformer-in-transformer package, whose inner heads are as wide as
+    the outer ones (64 channels, not 6), and whose pixels are a plain unfold: context, not a peer.
     """
-    if model in DEIT_NAMES:
-        theirs = _timm_model(DEIT_NAMES[model], img_size).to(device)
-        rows = [Contestant(f"{model} timm", theirs, ours=False, compiled=False)]
-    elif model in TIMM_NAMES:
-        import tnt
+    try:
+        from transformer_in_transformer import TNT
+    except ImportError:
+        message = f"{LUCIDRAINS} needs `pip install transformer-in-transformer`"
+        raise NotInstalled(message) from None
+    torch.manual_seed(SEED)
+    widths = {"patch_dim": 384, "pixel_dim": 24, "heads": 6, "dim_head": 64, "depth": 12}
+    return TNT(image_size=img_size, patch_size=16, pixel_size=4, num_classes=1000, **widths)
 
-        theirs = _timm_model(TIMM_NAMES[model], img_size)
-        ours = getattr(tnt, model)(img_size=img_size)
+
+def build(
+    family: str,
+    img_size: int,
+    device: str,
+    modes: Sequence[str] = ("eager",),
+    backends: Sequence[Optional[str]] = (None,),
+) -> list[Contestant]:
+    """Contestants of one of MODELS.
+
+    Raises: ValueError for an unknown family, NotInstalled.
+    """
+    import tnt
+
+    if family in CONTEXT_NAMES:
+        kinds = [("timm", _timm_model(CONTEXT_NAMES[family], img_size), False, None)]
+    elif family == LUCIDRAINS:
+        kinds = [("", _lucidrains_model(img_size), False, None)]
+    elif family in TIMM_NAMES:
+        theirs = _timm_model(TIMM_NAMES[family], img_size)
+        ours = getattr(tnt, family)(img_size=img_size)
         ours.load_state_dict(theirs.state_dict(), strict=True)
-        peer = f"{model} timm"
-        rows = [
-            Contestant(f"{model} fused", ours.to(device), True, False, agrees_with=peer),
-            Contestant(peer, theirs.to(device), ours=False, compiled=False),
-        ]
+        kinds = [("fused" + (f" {name}" if name else ""), ours, True, name) for name in backends]
+        kinds.append(("timm", theirs, False, None))
     else:
-        raise ValueError(f"models: {model!r} is not one of {', '.join(MODELS)}")
-    if with_compiled:
-        rows += [
-            Contestant(f"{row.name} compiled", row.model, row.ours, True, row.agrees_with)
-            for row in list(rows)
-        ]
+        raise ValueError(f"models: {family!r} is not one of {', '.join(MODELS)}")
+    rows = []
+    for mode in modes:
+        for kind, model, is_ours, backend in kinds:
+            words = (family, kind, "" if mode == "eager" else mode)
+            name = " ".join(word for word in words if word)
+            rows.append(Contestant(name, family, model.to(device), is_ours, mode, backend))
     return rows

@@ -57,10 +57,28 @@ def _version(package: str) -> str:
         return "absent"
 
 
+def _clock(device: str) -> str:
+    """Clock at this moment, and the highest, in MHz."""
+    if device == "cuda":
+        command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        except (OSError, subprocess.SubprocessError):
+            return "unknown"
+        return done.stdout.splitlines()[torch.cuda.current_device()].strip()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+        return f"{max(clocks):.0f} MHz"
+    except (OSError, ValueError):
+        return "unknown"
+
+
 def describe(device: str, heap_pinned: bool) -> dict:
     """Everything a reader needs to place the figures; values are strings, numbers or bools."""
     found = {
         "device": _processor() if device == "cpu" else torch.cuda.get_device_name(),
+        "clock": _clock(device),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "commit": _commit(),

@@ -48,6 +48,11 @@ def _timer(device: str) -> Callable[[Callable[[], object]], float]:
     return run
 
 
+def repeat(call: Callable[[], object], device: str, runs: int, warmups: int = 1) -> list[float]:
+    """Times of one call in ms, after `warmups` untimed ones."""
+    return interleave({"": call}, device, runs, warmups)[""]
+
+
 def interleave(
     calls: Mapping[str, Callable[[], object]],
     device: str,

@@ -45,7 +45,7 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
 
 def test_unknown_model_is_refused() -> None:
     with pytest.raises(ValueError, match="models: 'vgg' is not one of tnt_s"):
-        contestants.build("vgg", 224, "cpu", with_compiled=False)
+        contestants.build("vgg", 224, "cpu")
 
 
 def _run(*options: str) -> subprocess.CompletedProcess:

@@ -7,11 +7,13 @@ when that holds, else the reason, which is said once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 
 class BlockParts(NamedTuple):
@@ -203,6 +205,17 @@ def fuses_gelu(mlp: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
     if dtype is torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype is torch.float32
+
+
+def _linear_pointwise_flops(x: tuple, weight: tuple, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+# FlopCounterMode knows the plain linear layer only
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _operator = torch.ops.mkldnn._linear_pointwise
+    if _operator not in flop_registry:
+        register_flop_formula(_operator)(_linear_pointwise_flops)
 
 
 def embed_reason(conv: nn.Module, unfold: Optional[nn.Module] = None) -> Optional[str]:
