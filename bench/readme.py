@@ -1,9 +1,10 @@
-"""Write README's performance section from the committed results.
+"""Write README's performance section, and its pictures, from the committed results.
 
-    python bench/readme.py            rewrite the section
+    python bench/readme.py            rewrite the section, redraw the pictures
     python bench/readme.py --check    fail if the section is not what the results say
 
-Every bench/results/throughput-*.json becomes one paragraph that names its machine and one table.
+bench/results/<bench>-<machine>.json becomes a paragraph that names its machine, tables, and
+bench/results/<bench>-<machine>.png.
 """
 
 from __future__ import annotations
@@ -11,53 +12,159 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import memory
+import roofline
+import scaling
+from harness import tables
+
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
 START = "<!-- results: written by the benches from bench/results -->\n"
 END = "<!-- end of results -->"
 
 
-def _table(rows: list[dict]) -> list[str]:
+def _markdown(heads: list[str], lines: list[list[str]]) -> list[str]:
+    rule = "|---|" + "--:|" * (len(heads) - 1)
+    return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _place(machine: dict, path: Path) -> str:
+    """What every figure needs beside it."""
+    clock = "" if machine.get("clock") in (None, "unknown") else f" at {machine['clock']}"
+    threads = "" if "cuda" in machine else f", {machine['threads']} threads"
+    heap = "" if "cuda" in machine else f", heap {'' if machine['heap_pinned'] else 'not '}pinned"
+    return (
+        f"{machine['device']}{clock}{threads}, PyTorch {machine['torch']}, timm {machine['timm']}, "
+        f"commit {machine['commit']}{heap} ([{path.name}](bench/results/{path.name}))"
+    )
+
+
+def _picture(path: Path, text: str) -> list[str]:
+    return [f"![{text}](bench/results/{path.with_suffix('.png').name})", ""]
+
+
+def throughput(path: Path, machine: dict, rows: list[dict]) -> list[str]:
+    """Tables of every task, dtype and image size."""
+    runs = min(row["runs"] for row in rows)
     lines = [
-        "| model | batch | median, ms | 20-80 %, ms | images/s | times timm eager | peak MB |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        f"`python bench/throughput.py` on {_place(machine, path)}; contestants interleaved in one "
+        f"process, at least {runs} runs each, random weights, medians with 20-80 % quantiles.",
+        "",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['model']} | {row['batch']} | {row['median_ms']:.1f} "
-            f"| {row['low_ms']:.1f}-{row['high_ms']:.1f} | {row['images_per_s']:.1f} "
-            f"| {row['vs_baseline']:.2f} | {row['peak_mb']:.0f} |"
-        )
+    heads = ["model", "batch", "ms", "20-80 %", "images/s", "times timm eager", "peak MB"]
+    for title, members in tables.panels(rows).items():
+        cells = [
+            [
+                row["model"],
+                str(row["batch"]),
+                f"{row['median_ms']:.1f}",
+                f"{row['low_ms']:.1f}-{row['high_ms']:.1f}",
+                f"{row['images_per_s']:.1f}",
+                "-" if row["vs_baseline"] is None else f"{row['vs_baseline']:.2f}",
+                f"{row['peak_mb']:.0f}",
+            ]
+            for row in members
+        ]
+        lines += [f"**{title}**", "", *_markdown(heads, cells)]
     return lines
 
 
-def section(paths: list[Path]) -> str:
-    """Markdown of the given result files."""
-    lines = []
-    for path in paths:
-        result = json.loads(path.read_text())
-        machine, rows = result["machine"], result["rows"]
-        runs = min(row["runs"] for row in rows)
-        lines += [
-            f"{machine['device']}, {machine['threads']} threads, PyTorch {machine['torch']}, timm "
-            f"{machine['timm']}, commit {machine['commit']}; contestants interleaved in one "
-            f"process, at least {runs} runs each, random weights, heap "
-            f"{'pinned' if machine['heap_pinned'] else 'not pinned'} "
-            f"([{path.name}](bench/results/{path.name})).",
-            "",
+def kernels(path: Path, machine: dict, rows: list[dict]) -> list[str]:
+    """Every kernel against PyTorch eager and its floor."""
+    roofs = machine["roofs"]
+    peaks = [f"{v / 1e9:.2f} TFLOP/s in {n} products" for n, v in roofs.items() if n != "copy"]
+    lines = [
+        f"`python bench/roofline.py`, batch {rows[0]['batch']}, on {_place(machine, path)}. The "
+        f"floor is set by what this machine reached in the same process: "
+        f"{roofs['copy'] / 1e6:.1f} GB/s in a copy, {', '.join(peaks)}; at least "
+        f"{min(row['runs'] for row in rows)} interleaved runs, medians with 20-80 % quantiles.",
+        "",
+    ]
+    heads = ["kernel", "model", "dtype", "backend", "ms", "20-80 %", "times eager", "of floor"]
+    cells = [
+        [
+            f"{row['op']} {row['direction']}",
+            row["model"],
+            row["dtype"],
+            row["backend"],
+            f"{row['median_ms']:.2f}",
+            f"{row['low_ms']:.2f}-{row['high_ms']:.2f}",
+            f"{row['vs_eager']:.2f}",
+            f"{100 * row['fraction']:.0f} %",
         ]
-        for task, dtype, size in dict.fromkeys(
-            (row["task"], row["dtype"], row["img_size"]) for row in rows
-        ):
-            members = [
-                row
-                for row in rows
-                if (row["task"], row["dtype"], row["img_size"]) == (task, dtype, size)
-            ]
-            name = dtype if dtype == "float32" else f"{dtype} autocast"
-            lines += [f"**{task}, {name}, {size} px**", "", *_table(members), ""]
+        for row in rows
+        if row["backend"] != "reference"
+    ]
+    return lines + _markdown(heads, cells) + _picture(path, "Roofline of the kernels")
+
+
+def activations(path: Path, machine: dict, rows: list[dict]) -> list[str]:
+    """Memory of a training step at the largest batch."""
+    largest = max(row["batch"] for row in rows)
+    lines = [
+        f"`python bench/memory.py`: a training step, {rows[0]['dtype']}, batch {largest}, "
+        f"{rows[0]['img_size']} px, on {_place(machine, path)}; bytes are exact, times are medians "
+        f"of three runs that were not interleaved.",
+        "",
+    ]
+    cells = [
+        [row["model"]] + [f"{row[key]:.0f}" for key in ("activations_mb", "peak_mb", "step_ms")]
+        for row in rows
+        if row["batch"] == largest
+    ]
+    return lines + _markdown(["model", "kept for backward, MB", "peak, MB", "step, ms"], cells)
+
+
+def growth(path: Path, machine: dict, rows: list[dict]) -> list[str]:
+    """Exponents of a forward pass."""
+    lines = [
+        f"`python bench/scaling.py`: the exponents with which a forward pass grows, on "
+        f"{_place(machine, path)}; {rows[0]['runs']} interleaved runs of every point.",
+        "",
+    ]
+    axes = list(dict.fromkeys(row["axis"] for row in rows))
+    exponent = {(row["model"], row["axis"]): f"{row['exponent']:+.2f}" for row in rows}
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    cells = [[name, *(exponent[name, axis] for axis in axes)] for name in names]
+    heads = ["model", *(axis + " area" * (axis == "image") for axis in axes)]
+    return lines + _markdown(heads, cells)
+
+
+SECTIONS: dict[str, Callable[[Path, dict, list[dict]], list[str]]] = {
+    "throughput": throughput,
+    "roofline": kernels,
+    "memory": activations,
+    "scaling": growth,
+}
+PICTURES = {
+    "throughput": tables.write_plot,
+    "roofline": lambda path, machine, rows: roofline.write_plot(
+        path, machine, machine["roofs"], rows
+    ),
+    "memory": memory.write_plot,
+    "scaling": scaling.write_plot,
+}
+
+
+def section(folder: Path = RESULTS) -> str:
+    """Markdown of all result files of a folder."""
+    lines = []
+    for kind, write in SECTIONS.items():
+        for path in sorted(folder.glob(f"{kind}-*.json")):
+            result = json.loads(path.read_text())
+            lines += write(path, result["machine"], result["rows"])
     return "\n".join(lines)
+
+
+def draw(folder: Path = RESULTS) -> None:
+    """The picture beside every result file."""
+    for kind, write in PICTURES.items():
+        for path in folder.glob(f"{kind}-*.json"):
+            result = json.loads(path.read_text())
+            write(path.with_suffix(".png"), result["machine"], result["rows"])
 
 
 def main() -> None:
@@ -70,11 +177,13 @@ def main() -> None:
     pattern = re.escape(START) + r".*?" + re.escape(END)
     if not re.search(pattern, text, re.DOTALL):
         raise SystemExit(f"{readme.name}: the markers of the results section are missing")
-    body = section(sorted((ROOT / "bench" / "results").glob("throughput-*.json")))
+    body = section()
     fresh = re.sub(pattern, lambda _: START + body + END, text, flags=re.DOTALL)
-    if args.check and fresh != text:
+    if not args.check:
+        readme.write_text(fresh)
+        draw()
+    elif fresh != text:
         raise SystemExit("README.md differs from bench/results: run `python bench/readme.py`")
-    readme.write_text(fresh)
 
 
 if __name__ == "__main__":
