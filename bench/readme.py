@@ -106,16 +106,15 @@ def activations(path: Path, machine: dict, rows: list[dict]) -> list[str]:
     largest = max(row["batch"] for row in rows)
     lines = [
         f"`python bench/memory.py`: a training step, {rows[0]['dtype']}, batch {largest}, "
-        f"{rows[0]['img_size']} px, on {_place(machine, path)}; bytes are exact, times are medians "
-        f"of three runs that were not interleaved.",
+        f"{rows[0]['img_size']} px, on {_place(machine, path)}; the same at every run.",
         "",
     ]
     cells = [
-        [row["model"]] + [f"{row[key]:.0f}" for key in ("activations_mb", "peak_mb", "step_ms")]
+        [row["model"], f"{row['activations_mb']:.0f}", f"{row['peak_mb']:.0f}"]
         for row in rows
         if row["batch"] == largest
     ]
-    return lines + _markdown(["model", "kept for backward, MB", "peak, MB", "step, ms"], cells)
+    return lines + _markdown(["model", "kept for backward, MB", "peak, MB"], cells)
 
 
 def growth(path: Path, machine: dict, rows: list[dict]) -> list[str]:
