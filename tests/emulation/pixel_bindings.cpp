@@ -66,6 +66,45 @@ PixelEmbedCall embed_call(const py::dict& args) {
   return call;
 }
 
+PatchKernels patch_kernels(const std::string& dtype) {
+  return dtype == "bfloat16"  ? bf16::patch_kernels()
+         : dtype == "float16" ? fp16::patch_kernels()
+         : dtype == "tf32"    ? tf32::patch_kernels()
+                              : fp32::patch_kernels();
+}
+
+PatchCall patch_call(const py::dict& args) {
+  PatchCall call = {};
+  call.num_patches = args["num_patches"].cast<int64_t>();
+  call.width = args["width"].cast<int>();
+  call.patches_per_image = args["patches_per_image"].cast<int>();
+  call.norm1_width = args["norm1_width"].cast<int>();
+  call.tokens_type = args["tokens_type"].cast<int>();
+  call.eps = args["eps"].cast<float>();
+  call.save_projection = args["save_projection"].cast<bool>();
+  call.need_dpixels = args["need_dpixels"].cast<bool>();
+  call.need_dw = args["need_dw"].cast<bool>();
+  call.pixels = to_span(args["pixels"]);
+  call.tokens = to_span(args["tokens"]);
+  call.dy = to_span(args["dy"]);
+  call.projection = to_span(args["projection"]);
+  call.drows = to_span(args["drows"]);
+  call.norm1_weight = to_weight(args["norm1_weight"]);
+  call.norm1_bias = to_weight(args["norm1_bias"]);
+  call.proj_weight = to_weight(args["proj_weight"]);
+  call.proj_bias = to_weight(args["proj_bias"]);
+  call.norm2_weight = to_weight(args["norm2_weight"]);
+  call.norm2_bias = to_weight(args["norm2_bias"]);
+  call.setting = to_setting(args["setting"]);
+  return call;
+}
+
+py::dict to_dict(const Outputs& outputs) {
+  py::dict y;
+  for (const auto& [name, bytes] : outputs) y[name.c_str()] = py::bytes(bytes);
+  return y;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, m) {
@@ -81,6 +120,18 @@ PYBIND11_MODULE(emulated_kernels, m) {
   });
   m.def("pixel_embed_shared_bytes", [](const std::string& dtype, const py::dict& args) {
     return embed_kernels(dtype).shared_bytes(embed_call(args));
+  });
+  m.def("patch_forward", [](const std::string& dtype, const py::dict& args) {
+    return to_dict(patch_kernels(dtype).forward(patch_call(args)));
+  });
+  m.def("patch_normalise", [](const std::string& dtype, const py::dict& args) {
+    return to_dict(patch_kernels(dtype).normalise(patch_call(args)));
+  });
+  m.def("patch_norm2_backward", [](const std::string& dtype, const py::dict& args) {
+    return to_dict(patch_kernels(dtype).norm2_backward(patch_call(args)));
+  });
+  m.def("patch_norm1_backward", [](const std::string& dtype, const py::dict& args) {
+    return to_dict(patch_kernels(dtype).norm1_backward(patch_call(args)));
   });
   m.def("executed", [] { return executed(); });
 }

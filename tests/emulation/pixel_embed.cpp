@@ -26,12 +26,6 @@ void run_groups(const char* name, int groups, const Launch& launch, const Body& 
   }
 }
 
-WeightView view(Buffers& buffers, const Weight& weight) {
-  return {buffers.input(weight.span),
-          {weight.stride[0], weight.stride[1]},
-          static_cast<DType>(weight.type)};
-}
-
 const uint32_t* pack(const PixelEmbedCall& call, const PixelEmbedPlan& plan, Buffers& buffers) {
   const WeightView weight = view(buffers, call.weight), bias = view(buffers, call.bias);
   const WeightView pixel_pos = view(buffers, call.pixel_pos);

@@ -7,7 +7,6 @@ from emulation.faults import Fault
 FORWARD = "pixel_embed/forward_body.cuh"
 BACKWARD = "pixel_embed/backward_body.cuh"
 EMBED_FAULTS = (
-    Fault("tables read before they are there", FORWARD, "  block_sync();\n", ""),
     Fault("patch read before it is there", FORWARD, "    warp_sync();\n    uint32_t* out",
           "    uint32_t* out"),
     Fault("border left as it was", FORWARD, "team_clear(tiles, plan.group_words(), team);", ""),
@@ -22,26 +21,44 @@ EMBED_FAULTS = (
     Fault("pixels beside the image read", "pixel_embed/tiles.cuh",
           "column < static_cast<uint32_t>(plan.width)",
           "column < static_cast<uint32_t>(plan.width + 8)"),
-    Fault("position of another token", "pixel_embed/pack.cuh", "16 * tile + i / 2 * 8 + lane / 4",
-          "16 * tile + i % 2 * 8 + lane / 4"),
     Fault("gradients added before they are there", BACKWARD,
           "    block_sync();\n    for (int tile = grad", "    for (int tile = grad"),
     Fault("patches replaced while they are read", BACKWARD,
           "    block_sync();\n  }\n  grad.combine", "  }\n  grad.combine"),
-    Fault("sums of one token warp lost", BACKWARD, "from < kTokenWarps", "from < kTokenWarps - 1"),
-    Fault("sums read before they are there", BACKWARD,
-          "      block_sync();\n#pragma unroll\n      for (int i = 0; i < kSums; ++i) {\n"
-          "        if (slice.token_warp != 0)",
-          "#pragma unroll\n      for (int i = 0; i < kSums; ++i) {\n"
-          "        if (slice.token_warp != 0)"),
     Fault("tokens of a pair swapped", BACKWARD, "rows[half][i] = tiles + places.w[i]",
           "rows[half][i] = tiles + places.w[1 - i]"),
-    Fault("gradients of patches that do not exist", BACKWARD, "if (i < patches * pairs) pair",
-          "pair"),
     Fault("slices of taps all the first", BACKWARD, "number / plan.passes * kTapWarps",
           "0 * kTapWarps"),
     Fault("one partial left out", "tile/sum_partials.cuh", "p < params.count",
           "p < params.count - 1"),
     Fault("window one token short", "pixel_embed/image_grad_body.cuh",
           "(end - plan.kernel) / plan.stride + 1", "(end - plan.kernel) / plan.stride + 2"),
+)  # fmt: skip
+
+PATCH = "pixel_to_patch/forward_body.cuh"
+PATCH_BACKWARD = "pixel_to_patch/backward_body.cuh"
+PATCH_FAULTS = (
+    Fault("rows multiplied before they are there", PATCH,
+          "  block_sync();\n  PatchProduct<Config> product;", "  PatchProduct<Config> product;"),
+    Fault("row sums read before they are there", PATCH,
+          "    block_sync();\n#pragma unroll\n    for (int j = 0; j < 2 * kRowTiles; ++j) {\n"
+          "      float total", "#pragma unroll\n    for (int j = 0; j < 2 * kRowTiles; ++j) {\n"
+          "      float total"),
+    Fault("row of the token before", PATCH,
+          "static_cast<uint32_t>(patch) / static_cast<uint32_t>(patches_per_image) + 1",
+          "static_cast<uint32_t>(patch) / static_cast<uint32_t>(patches_per_image)"),
+    Fault("class tokens left out", PATCH, "patch % params.patches_per_image != 0",
+          "patch % params.patches_per_image >= 0"),
+    Fault("rows beyond the last stored", PATCH, "if (row >= num_patches) continue;", ""),
+    Fault("rows beyond the last read", PATCH,
+          "row < params.num_patches ? row : params.num_patches - 1", "row"),
+    Fault("LN1's bias left out", PATCH,
+          "bias = fma_f32(weight, weight_at(params.norm1_bias, column)",
+          "bias = fma_f32(0 * weight, weight_at(params.norm1_bias, column)"),
+    Fault("part of a token's lanes summed", "pixel_to_patch/lane_row.cuh",
+          "if (lanes > 4) x +=", "if (lanes > 8) x +="),
+    Fault("sums of warps added at once", PATCH_BACKWARD,
+          "    block_sync();\n    if (warp_id() != warp)", "    if (warp_id() != warp)"),
+    Fault("gradients of the class tokens taken", PATCH_BACKWARD,
+          "params.patches_per_image > 0 ? token_row(row, params.patches_per_image) : row", "row"),
 )  # fmt: skip

@@ -12,12 +12,13 @@ import torch
 from emulation.build import FLAGS, EmulatorBuild
 from torch import Tensor
 
-from tnt_kernels.reference import PIXEL_EMBED
+from tnt_kernels.reference import PIXEL_EMBED, PIXEL_TO_PATCH
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NAMESPACES = {"BFloat16": "bf16", "Float16": "fp16", "Float32": "fp32"}
 WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-SOURCES = ("pixel_embed.cpp",)
+TF32 = "tf32"  # in place of a dtype: float32 tensors whose products are in TF32
+SOURCES = ("pixel_embed.cpp", "pixel_to_patch.cpp")
 BODIES = {
     "sum_partials",
     "pixel_embed_bwd_pack",
@@ -27,6 +28,18 @@ BODIES = {
         for body in ("pixel_embed_pack", "pixel_embed_fwd", "pixel_embed_bwd_dw")
         for namespace in NAMESPACES.values()
         for groups in (3, 5)
+    ),
+    *(
+        f"{body}-{namespace}-{width}"
+        for body in ("patch_normalise", "patch_norm2_bwd", "patch_norm1_bwd")
+        for namespace in NAMESPACES.values()
+        for width in (384, 640)
+    ),
+    *(
+        f"{body}-{namespace}-{width}"
+        for body in ("pixel_to_patch_pack", "pixel_to_patch_fwd")
+        for namespace in (*NAMESPACES.values(), "tf32")
+        for width in (384, 640)
     ),
 }
 
@@ -51,8 +64,10 @@ class PixelBuild(EmulatorBuild):
         Types that are not in `dtypes`, and ops not in `sources`, have the bodies of the checkout.
         """
         objects = list(self.common)
-        for dtype, namespace in NAMESPACES.items():
+        for dtype, namespace in (*NAMESPACES.items(), ("TensorFloat32", "tf32")):
             for source in SOURCES:
+                if namespace == "tf32" and source == "pixel_embed.cpp":
+                    continue  # bound by memory: always at full accuracy
                 changed = csrc != "csrc" and dtype in dtypes and source in sources
                 library, folder = (name, csrc) if changed else ("unchanged", "csrc")
                 key = f"{library}-{namespace}-{source}"
@@ -78,8 +93,8 @@ def weight(w: Optional[Tensor]) -> Optional[tuple]:
     return (w.data_ptr(), (last + 1) * w.element_size(), *strides, WEIGHT_TYPES[w.dtype])
 
 
-def dtype_id(dtype: torch.dtype) -> str:
-    """`float32` for torch.float32."""
+def dtype_id(dtype: Any) -> str:
+    """`float32` for torch.float32; `tf32`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -143,3 +158,75 @@ def shared_bytes(kernels: ModuleType, args: Mapping[str, Any]) -> tuple:
     """Shared memory of a forward block of one warp, and of a backward block."""
     values, _kept = _embed_arguments(args, None, {})
     return kernels.pixel_embed_shared_bytes(dtype_id(args["images"].dtype), values)
+
+
+def _patch_arguments(args: Mapping[str, Any], setting: dict, **tensors: Any) -> dict:
+    tokens = args["patch_tokens"]
+    pixels = args["pixels"]
+    out_type = pixels.dtype if tokens is None else tokens.dtype
+    return {
+        "num_patches": pixels.shape[0],
+        "width": args["proj_weight"].shape[1],
+        "patches_per_image": 0 if tokens is None else tokens.shape[1] - 1,
+        "norm1_width": args["norm1_weight"].shape[0],
+        "tokens_type": WEIGHT_TYPES[out_type],
+        "eps": args["eps"],
+        "save_projection": True,
+        "need_dpixels": True,
+        "need_dw": True,
+        "pixels": span(pixels),
+        **{name: weight(args[name]) for name in PIXEL_TO_PATCH.weights},
+        **{name: span(tensors.get(name)) for name in ("tokens", "dy", "projection", "drows")},
+        **{name: tensors[name] for name in ("need_dpixels", "need_dw") if name in tensors},
+        "setting": setting,
+    }
+
+
+def pixel_to_patch(kernels: ModuleType, args: Mapping[str, Any], **setting: Any) -> tuple:
+    """(out, projection or None). `args["tf32"]`, if true, asks for products in TF32."""
+    pixels, tokens = args["pixels"], args["patch_tokens"]
+    dtype = TF32 if args.get("tf32") else dtype_id(pixels.dtype)
+    values = _patch_arguments(args, setting, tokens=tokens)
+    found = kernels.patch_forward(dtype, values)
+    executed.update(kernels.executed())
+    shape = (pixels.shape[0], args["proj_weight"].shape[0])
+    like = (pixels.dtype, shape) if tokens is None else (tokens.dtype, tokens.shape)
+    projection = found.get("projection")
+    if projection is not None:
+        projection = from_bytes(projection, pixels.dtype, shape)
+    return from_bytes(found["out"], *like), projection
+
+
+def pixel_to_patch_backward(
+    kernels: ModuleType,
+    args: Mapping[str, Any],
+    dy: Tensor,
+    projection: Optional[Tensor],
+    need: tuple = (True, True),
+    **setting: Any,
+) -> dict:
+    """Gradients by the names of the inputs, with products by PyTorch, as csrc/cuda does.
+
+    `need` tells whether the gradient of the pixels and those of the weights are wanted.
+    """
+    pixels = args["pixels"]
+    name, dtype = dtype_id(pixels.dtype), pixels.dtype
+    rows_shape = (pixels.shape[0], args["proj_weight"].shape[1])
+    wanted = dict(zip(("need_dpixels", "need_dw"), need))
+
+    def run(kernel: Any, **tensors: Any) -> dict:
+        return kernel(name, _patch_arguments(args, setting, **tensors, **wanted))
+
+    found = run(kernels.patch_norm2_backward, dy=dy, projection=projection)
+    dz = from_bytes(found.pop("dz"), dtype, rows_shape)
+    grads = {}
+    if need[1]:
+        rows = from_bytes(run(kernels.patch_normalise)["rows"], dtype, rows_shape)
+        grads["proj_weight"] = (dz.t() @ rows).float()
+    drows = dz @ args["proj_weight"].to(dtype)
+    found.update(run(kernels.patch_norm1_backward, drows=drows))
+    if need[0]:
+        grads["pixels"] = from_bytes(found.pop("pixels"), dtype, pixels.shape)
+    executed.update(kernels.executed())
+    floats = {n: from_bytes(data, torch.float32, (-1,)) for n, data in found.items()}
+    return {**grads, **floats}

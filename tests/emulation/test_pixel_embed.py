@@ -127,7 +127,7 @@ def test_tails_equal_the_full_batch(pixel_kernels: ModuleType, dtype: torch.dtyp
         case = {"B": 7, "Cin": 3, "H": 16, "W": 16, "C": dim, "patch": 16, "stride": stride}
         args = SPEC.make_args(case, dtype, "cpu")
         full = pixels.pixel_embed(pixel_kernels, args)
-        for batch in range(1, 7):
+        for batch in (1, 2, 5):
             part = {**args, "images": args["images"][:batch]}
             out = pixels.pixel_embed(pixel_kernels, part, guard_end=batch % 2 == 0)
             assert torch.equal(out, full[:batch])

@@ -6,25 +6,25 @@ from types import ModuleType
 
 import pytest
 import torch
-from emulation import calls, pixels, test_pixel_embed
+from emulation import calls, pixels, test_pixel_embed, test_pixel_to_patch
 from emulation.build import load
 from emulation.faults import Fault, plant
-from emulation.pixel_faults import EMBED_FAULTS
+from emulation.pixel_faults import EMBED_FAULTS, PATCH_FAULTS
 
 
 @pytest.fixture(scope="module")
 def modules() -> dict:
     """A module per fault, and one without: the bf16 kernels of the op that the fault is in."""
     pytest.importorskip("pybind11")
-    build = pixels.PixelBuild("faulty-pixels")
-    paths = {None: build.add_pixels("sound")}
-    for fault in EMBED_FAULTS:
-        folder = plant(fault)
-        paths[fault.name] = build.add_pixels(
-            folder.name, str(folder), ("BFloat16",), ("pixel_embed.cpp",)
-        )
+    build = pixels.PixelBuild("pixels")  # what has no fault is compiled once for all tests
+    paths = {None: build.add_pixels("all")}
+    for source, faults in (("pixel_embed.cpp", EMBED_FAULTS), ("pixel_to_patch.cpp", PATCH_FAULTS)):
+        for fault in faults:
+            folder = plant(fault)
+            path = build.add_pixels(folder.name, str(folder), ("BFloat16",), (source,))
+            paths[fault.name] = path
+        calls.planted += len(faults)
     build.run()
-    calls.planted += len(EMBED_FAULTS)
     return {name: load(path) for name, path in paths.items()}
 
 
@@ -42,13 +42,30 @@ def check_pixel_embed(kernels: ModuleType) -> None:
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_without_a_fault_the_check_passes(modules: dict) -> None:
+def check_pixel_to_patch(kernels: ModuleType) -> None:
+    """The same of test_pixel_to_patch.py: each dialect, images that begin inside a block."""
+    for case in test_pixel_to_patch.CASES[9:]:
+        args = test_pixel_to_patch.make_args(case, torch.bfloat16)
+        expected, _ = test_pixel_to_patch.assert_forward(kernels, args)
+        found, projection = pixels.pixel_to_patch(kernels, args, reversed=True)
+        assert torch.equal(found, expected)
+        expected = test_pixel_to_patch.assert_backward(kernels, args)
+        dy = test_pixel_to_patch.incoming(args)
+        found = pixels.pixel_to_patch_backward(kernels, args, dy, projection, reversed=True)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_without_a_fault_the_checks_pass(modules: dict) -> None:
     check_pixel_embed(modules[None])
+    check_pixel_to_patch(modules[None])
 
 
-@pytest.mark.parametrize("fault", EMBED_FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    "fault", [*EMBED_FAULTS, *PATCH_FAULTS], ids=lambda fault: fault.name.replace(" ", "-")
+)
 def test_fault_is_caught(modules: dict, fault: Fault) -> None:
     kernels = modules[fault.name]
+    check = check_pixel_embed if fault in EMBED_FAULTS else check_pixel_to_patch
     with pytest.raises((AssertionError, kernels.Fault)):
-        check_pixel_embed(kernels)
+        check(kernels)
     calls.caught.add(fault.name)

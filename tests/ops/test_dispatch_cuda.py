@@ -80,6 +80,22 @@ def test_stems_of_the_paper_take_the_kernels(
     assert wide.refusals["native"] == "window k=9 is not one of 3, 5, 7"
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", native.CUDA_SIZES, ids=str)
+def test_projections_of_the_paper_take_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, size: tuple, differentiable: bool
+) -> None:
+    monkeypatch.setattr(native, "extension_problem", lambda op, device: None)
+    tokens, dim = size
+    for norm1 in (tokens * dim, dim):
+        dims = {"S": tokens, "C": dim, "D": tokens * dim, "norm1": norm1}
+        found = explain_call(Call("pixel_to_patch", "cuda", dtype, dims, differentiable))
+        assert found.backend == "native" and not found.refusals
+    narrow = explain_call(Call("pixel_to_patch", "cuda", dtype, {**dims, "D": 64}, differentiable))
+    assert narrow.refusals["native"] == f"D=64 is not S*C={tokens * dim}"
+
+
 def test_old_gpus_are_refused_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "cuda_capability", lambda: (7, 5))
     reason = explain().refusals["native"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..library import call as call_operator
-from .native_pixels import pixel_embed_refusal
+from .native_pixels import pixel_embed_refusal, pixel_to_patch_refusal
 
 EXTENSION_OF_DEVICE = {"cpu": "_C", "cuda": "_C_cuda"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -106,6 +106,8 @@ def _cuda_refusal(call: Any) -> Optional[str]:
         return f"the GPU has compute capability {found}; the kernels need {needed} or later"
     if call.op == "pixel_embed":
         return pixel_embed_refusal(call.dims, call.dtype, call.differentiable)
+    if call.op == "pixel_to_patch":
+        return pixel_to_patch_refusal(call.dims)
     return _inner_refusal(call.dims)
 
 

@@ -1,4 +1,4 @@
-"""What the CUDA kernels of pixel_embed take, from the sizes of a call."""
+"""What the CUDA kernels of pixel_embed and pixel_to_patch take, from the sizes of a call."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 KERNELS = (3, 5, 7)  # with a 1x1 window the products of fp32 would be most of its error
 UNIT_PIXELS = 4  # copied at once
+WIDTHS = (384, 640)  # of a vectorised patch and of the outer embedding, which must be equal
 SHARED_BYTES = 99 * 1024  # of a block, on every architecture from 8.0 on
 
 
@@ -73,4 +74,17 @@ def pixel_embed_refusal(
         needed = max(needed, pixel_embed_backward_shared_bytes(dims, dtype.itemsize))
     if needed > SHARED_BYTES:
         return f"weights and one patch take {needed} bytes of shared memory, {SHARED_BYTES} are had"
+    return None
+
+
+def pixel_to_patch_refusal(dims: Mapping[str, int]) -> Optional[str]:
+    """Why the CUDA kernels of pixel_to_patch do not take sizes, or None when they do."""
+    width, norm1_width = dims["S"] * dims["C"], dims["norm1"]
+    if width not in WIDTHS:
+        return f"S*C={width} is not one of {', '.join(map(str, WIDTHS))}"
+    if dims["D"] != width:
+        return f"D={dims['D']} is not S*C={width}"
+    groups = [width // 64 * 2**i for i in range(6)]  # half a lane, one, two, ... of 32
+    if norm1_width != width and norm1_width not in groups:
+        return f"the norm over C={norm1_width} channels is not one over {str(groups)[1:-1]}"
     return None

@@ -66,6 +66,12 @@ def _outputs(args: Args) -> tuple:
     return out, empty(pixels)
 
 
+def _dims(args: Args) -> dict:
+    _, num_tokens, dim = args["pixels"].shape
+    outer_dim, norm1 = args["proj_weight"].shape[0], args["norm1_weight"].shape[0]
+    return {"S": num_tokens, "C": dim, "D": outer_dim, "norm1": norm1}
+
+
 def _macs(args: Args) -> int:
     return args["pixels"].shape[0] * args["proj_weight"].numel()
 
@@ -143,7 +149,7 @@ PIXEL_TO_PATCH = OpSpec(
     fake=_outputs,
     backward_values=_backward_values,
     weight_shapes=_weight_shapes,
-    dims=lambda args: {"S": args["pixels"].shape[1], "C": args["pixels"].shape[2]},
+    dims=_dims,
     macs=_macs,
     bytes_moved=_bytes_moved,
     make_args=make_args,
