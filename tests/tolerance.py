@@ -21,6 +21,24 @@ of gelu(x) per |x|, and absolute for negative x; of its derivative absolute."""
 REORDERED_FLOAT32_SUM = 1e-5
 """Weight gradients, sums over all tokens of a batch, cut into other parts."""
 
+SAME_RUN = 1e-6
+"""Losses of a run that was stopped and went on, which repeats the same arithmetic."""
+
+REGROUPED_RUN = 1e-4
+"""Losses of a run of a few steps whose sums are grouped otherwise: accumulation, compilation."""
+
+HALF_PRECISION_RUN = 0.02
+"""The first losses of a run in bfloat16 or float16, against float32."""
+
+REGROUPED_HALF_PRECISION_RUN = 2e-3
+"""Losses in float16 where the order of a sum decides some roundings."""
+
+TRAINING_START = 1e-5
+"""Losses of the first epoch on two implementations of one model, from the same weights."""
+
+TRAINING_DRIFT = 0.02
+"""Mean losses of the epochs of that run: every step amplifies the roundings of those before."""
+
 ERROR_RATIO = 2.0
 """A kernel's error is at most this many times that of PyTorch at the same precision."""
 

@@ -38,7 +38,8 @@ def test_predict_prints_classes_of_the_file_with_the_models_probabilities(
         expected = model(torch.from_numpy(pixels).permute(2, 0, 1)[None]).softmax(1)[0]
     assert percent.keys() == {"china", "flower"}
     assert [percent["china"], percent["flower"]] == pytest.approx(
-        (100 * expected).tolist(), abs=0.5
+        (100 * expected).tolist(),
+        abs=0.5,  # printed with one digit; Pillow rounds its own way
     )
 
 

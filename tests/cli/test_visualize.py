@@ -9,6 +9,7 @@ import pytest
 import torch
 from cli.helpers import SMALL_MODEL, error_of
 from PIL import Image
+from tolerance import MODEL_RELATIVE_ERROR, assert_close
 
 import tnt
 from tnt.cli import visualize
@@ -49,7 +50,7 @@ def test_features_are_those_of_the_model(photo: str, small_weights: Path) -> Non
     assert batch.shape == (1, 3, 64, 64)
     with torch.no_grad():
         maps = model.forward_intermediates(batch, intermediates_only=True)
-    np.testing.assert_allclose(features.patches[1], maps[0][0].numpy(), rtol=1e-4, atol=1e-5)
+    assert_close(torch.from_numpy(features.patches[1]), maps[0][0], MODEL_RELATIVE_ERROR, "maps")
     assert features.pixels.keys() == {0, 1}
     assert features.pixels[1].shape == (16, 16)
 
@@ -68,7 +69,8 @@ def test_pixel_tokens_lie_where_their_pixels_are(photo: str) -> None:
         image = torch.rand(1, 3, 32, 32)
         model(image)
     drawn = visualize._pixel_map(tokens[0], model, (2, 2))
-    np.testing.assert_allclose(drawn, image[0].sum(0)[::4, ::4], rtol=1e-5)
+    expected = image[0].sum(0)[::4, ::4]
+    assert_close(torch.from_numpy(drawn), expected, MODEL_RELATIVE_ERROR, "pixels")
 
 
 def test_blocks_that_the_model_does_not_have(

@@ -34,6 +34,7 @@ class Description:
     img_size: Optional[int]
     in_chans: int
     class_names: Optional[list[str]]
+    crop_pct: Optional[float] = None
 
 
 def build(
@@ -87,7 +88,8 @@ def build(
     classes = num_classes or model.num_classes
     if class_names is None and found and found.num_classes == classes:
         class_names = found.class_names
-    return model, Description(name, kwargs, classes, img_size, in_chans, class_names)
+    crop_pct = options.crop_pct or (found.crop_pct if found else None)
+    return model, Description(name, kwargs, classes, img_size, in_chans, class_names, crop_pct)
 
 
 def _existing(weights: str) -> Path:
@@ -191,6 +193,8 @@ def data_config(model: nn.Module, description: Description) -> dict[str, Any]:
     """timm's input_size, interpolation, mean, std and crop_pct of the images a model takes."""
     size = description.img_size
     given = {"in_chans": description.in_chans, **({"img_size": size} if size else {})}
+    if description.crop_pct:
+        given["crop_pct"] = description.crop_pct
     config = resolve_data_config(given, model=model)
     for key in ("mean", "std"):
         if len(config[key]) != description.in_chans:

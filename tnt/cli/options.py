@@ -32,6 +32,9 @@ class ModelOptions:
     """Further arguments of the model: --model-kwargs depth 4 embed_dim 192."""
     img_size: Optional[int] = None
     """Side of the images in pixels; the model's own by default."""
+    crop_pct: Optional[float] = None
+    """Share of an image's shorter side that evaluation and prediction keep; the model's own by
+    default (0.9 for TNT)."""
     in_chans: int = 3
     """Channels of the images: 3, or 1 for grey ones."""
     device: str = "auto"
