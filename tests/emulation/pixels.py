@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Optional
 
 import torch
-from emulation.build import FLAGS, EmulatorBuild
+from emulation.build import FLAGS, ROOT, EmulatorBuild
 from torch import Tensor
 
 from tnt_kernels.reference import PIXEL_EMBED, PIXEL_TO_PATCH
@@ -77,6 +78,13 @@ class PixelBuild(EmulatorBuild):
                     self.objects[key] = self.compile(source, key, flags)
                 objects.append(self.objects[key])
         return self.link(name, objects)
+
+
+def kernels_in(folder: str) -> set:
+    """Names of the kernels in a folder of csrc/cuda, without `_kernel`."""
+    sources = (ROOT / "csrc" / "cuda" / folder).glob("*.cu")
+    pattern = r"__global__[^;{]*?(\w+)_kernel\("
+    return {name for source in sources for name in re.findall(pattern, source.read_text())}
 
 
 def span(x: Optional[Tensor]) -> Optional[tuple]:

@@ -213,8 +213,20 @@ def test_refusals_say_why(changes: dict, reason: str) -> None:
     assert reason in pixel_to_patch_refusal(SPEC.dims(make_args(case, torch.float32)))
 
 
+def test_bf16_weights_beyond_the_range_of_fp16(pixel_kernels: ModuleType) -> None:
+    args = make_args(CASES[9], torch.bfloat16)
+    args["proj_weight"] = args["proj_weight"] * 1e8
+    out, projection = assert_forward(pixel_kernels, args)
+    assert out.isfinite().all() and projection.abs().max() > 1e5
+
+
 def test_every_kernel_in_the_sources_is_executed(pixel_kernels: ModuleType) -> None:
-    """Runs last: the tests above and those of pixel_embed leave no body out."""
-    if len(pixels.executed) < 20:
-        pytest.skip("only some of the tests were run")
-    assert pixels.executed == pixels.BODIES
+    for case in (CASES[0], CASES[3]):
+        for dtype in (*DTYPES, TF32):
+            args = make_args({**case, "B": 1, "N": 1}, dtype)
+            _, projection = pixels.pixel_to_patch(pixel_kernels, args)
+            pixels.pixel_to_patch_backward(pixel_kernels, args, incoming(args), projection)
+    kernels = pixels.kernels_in("pixel_to_patch")
+    bodies = {body for body in pixels.BODIES if body.split("-")[0] in kernels}
+    assert {body.split("-")[0] for body in bodies} == kernels
+    assert bodies <= pixels.executed

@@ -2,8 +2,9 @@
 //
 // A block takes kRows patches and all kWidth columns. Its warps normalise the rows into shared
 // memory, as left operands; then each multiplies all of them with the columns that are its own,
-// which it streams from the packed weights: no two warps of a block read the same ones. LN2 needs
-// sums over the warps, then every warp adds its columns to the tokens.
+// which it streams from the packed weights: no two warps of a block read the same ones. The sums go
+// through shared memory, kHalfRows rows at a time, so that LN2 and the sum with the tokens are done
+// row by row, by one warp each.
 //
 // Columns of two tiles are dealt so that a lane has 4 neighbouring ones, and the summed dimension
 // so that a lane's share of a step is 4 neighbouring elements of a row.
@@ -39,7 +40,11 @@ struct PatchConfig {
   // A step of a row tile in shared memory; the pad spreads a row's steps on the banks.
   static constexpr int kStepWords = 32 * 4 * kUnitWords + 16;
   static constexpr int kOperandWords = kRowTiles * kSteps * kStepWords;
-  static constexpr int kSharedBytes = 4 * (kOperandWords + 2 * kPatchWarps * kRows);
+  static constexpr int kSharedBytes = 4 * kOperandWords;
+
+  // Rows of sums take the place of the operands; the pad is for the banks again.
+  static constexpr int kHalfRows = 32, kSumWords = kWidth + 16;
+  static_assert(kHalfRows * kSumWords <= kOperandWords, "sums must fit");
 
   // Two units of row g + 8 half of a lane's share.
   static TNT_DEVICE int place(int lane, int half) {
@@ -190,81 +195,22 @@ struct PatchProduct {
     return warp_id() * Config::kColumns + 16 * pair + lane_id() % 4 * 4;
   }
 
-  // Element i of these columns in row g + 8 half of a tile.
-  TNT_DEVICE float& at(int m, int half, int pair, int i) {
-    return sum[m][2 * pair + i / 2][2 * half + i % 2];
-  }
-
-  TNT_DEVICE void add_bias(const float* bias) {
+  // Writes rows [first, first + kHalfRows) of the block with the bias.
+  template <int kFirst>
+  TNT_DEVICE void store_rows(const float* bias, uint32_t* rows) {
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
-      const Words<4> words = load_words<4>(bias + column(pair));
+      const Words<4> b = load_words<4>(bias + column(pair));
 #pragma unroll
-      for (int j = 0; j < 8 * kRowTiles; ++j) {
-        at(j / 8, j / 4 % 2, pair, j % 4) += as_float(words.w[j % 4]);
-      }
-    }
-  }
-
-  // Sums over a row's columns, of all warps, of f(element) for this lane's rows.
-  template <class F>
-  TNT_DEVICE void row_sums(uint32_t* words, float (&totals)[kRowTiles][2], const F& f) {
+      for (int j = 0; j < Config::kHalfRows / 8; ++j) {
+        const int tile = kFirst / 16 + j / 2;
+        Words<4> words;
 #pragma unroll
-    for (int j = 0; j < 2 * kRowTiles; ++j) {
-      float own = 0;
-#pragma unroll
-      for (int i = 0; i < 4 * kPairs; ++i) own += f(at(j / 2, j % 2, i / 4, i % 4), j / 2, j % 2);
-      own = warp_row_sum(own);
-      const int row = 8 * j + lane_id() / 4;
-      if (lane_id() % 4 == 0) {
-        store_words(words + warp_id() * Config::kRows + row, Words<1>{{as_word(own)}});
-      }
-    }
-    block_sync();
-#pragma unroll
-    for (int j = 0; j < 2 * kRowTiles; ++j) {
-      float total = 0;
-#pragma unroll
-      for (int warp = 0; warp < kPatchWarps; ++warp) {
-        total += load_float(words + warp * Config::kRows + 8 * j + lane_id() / 4);
-      }
-      totals[j / 2][j % 2] = total;
-    }
-  }
-
-  // LN2 without its affine part, in place.
-  TNT_DEVICE void normalise(uint32_t* words, float eps) {
-    float mean[kRowTiles][2], rstd[kRowTiles][2];
-    row_sums(words, mean, [](float x, int, int) { return x; });
-#pragma unroll
-    for (int j = 0; j < 2 * kRowTiles; ++j) mean[j / 2][j % 2] *= 1.0f / kWidth;
-    row_sums(words + kPatchWarps * Config::kRows, rstd,
-             [&](float x, int m, int half) { return (x - mean[m][half]) * (x - mean[m][half]); });
-#pragma unroll
-    for (int j = 0; j < 2 * kRowTiles; ++j) {
-      const int m = j / 2, half = j % 2;
-      const float factor = rsqrt_approx(fma_f32(rstd[m][half], 1.0f / kWidth, eps));
-#pragma unroll
-      for (int i = 0; i < 4 * kPairs; ++i) {
-        float& x = at(m, half, i / 4, i % 4);
-        x = (x - mean[m][half]) * factor;
-      }
-    }
-  }
-
-  // Calls use(row of the matrix, column, 4 elements) for rows that exist.
-  template <class Use>
-  TNT_DEVICE void for_units(int64_t first, int64_t num_patches, const Use& use) {
-#pragma unroll
-    for (int j = 0; j < 2 * kRowTiles; ++j) {
-      const int64_t row = first + 8 * j + lane_id() / 4;
-      if (row >= num_patches) continue;
-#pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        float x[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] = at(j / 2, j % 2, pair, i);
-        use(row, column(pair), x);
+        for (int i = 0; i < 4; ++i) {
+          const float z = sum[tile][2 * pair + i / 2][j % 2 * 2 + i % 2] + as_float(b.w[i]);
+          words.w[i] = as_word(z);
+        }
+        store_words(rows + (8 * j + lane_id() / 4) * Config::kSumWords + column(pair), words);
       }
     }
   }
@@ -275,68 +221,84 @@ TNT_DEVICE int64_t token_row(int64_t patch, int patches_per_image) {
   return patch + static_cast<uint32_t>(patch) / static_cast<uint32_t>(patches_per_image) + 1;
 }
 
-// out = tokens + gamma x + beta for one unit; without tokens gamma x + beta.
-template <class Dtype, int kWidth>
-TNT_DEVICE void update_unit(const PatchForward& params, int64_t row, int column, float (&x)[4]) {
-  constexpr int kWords = 2 * Dtype::kPairWords;
-  const Words<4> gamma = load_words<4>(params.vectors + kWidth + column);
-  const Words<4> beta = load_words<4>(params.vectors + 2 * kWidth + column);
-  if (params.has_norm2) {
+// x becomes vectors[1] x + vectors[2], LN2's affine part.
+template <int kWidth>
+TNT_DEVICE void scale_and_shift(const float* vectors, float (&x)[LaneRow<kWidth>::kCount]) {
+  using Row = LaneRow<kWidth>;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = fma_f32(x[i], as_float(gamma.w[i]), as_float(beta.w[i]));
-  }
-  if (params.tokens != nullptr) row = token_row(row, params.patches_per_image);
-  const int64_t word = (row * kWidth + column) / 4 * kWords;
-  if (params.tokens != nullptr) {
-    float token[4];
-    unpack_unit<Dtype>(load_words<kWords>(static_cast<const uint32_t*>(params.tokens) + word),
-                       token);
+  for (int u = 0; u < Row::kUnits; ++u) {
+    const Words<4> gamma = load_words<4>(vectors + kWidth + Row::column(4 * u));
+    const Words<4> beta = load_words<4>(vectors + 2 * kWidth + Row::column(4 * u));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] += token[i];
+    for (int i = 0; i < 4; ++i) {
+      x[4 * u + i] = fma_f32(x[4 * u + i], as_float(gamma.w[i]), as_float(beta.w[i]));
+    }
   }
-  store_words(static_cast<uint32_t*>(params.out) + word, pack_unit<Dtype>(x));
 }
 
-// Class tokens of the images whose first patch is among the block's.
-template <int kWidth>
-TNT_DEVICE void copy_class_tokens(const PatchForward& params, int64_t first, int rows) {
-  const int words = params.tokens_type == DType::kFloat32 ? kWidth : kWidth / 2;
-  for (int i = warp_id(); i < rows; i += kPatchWarps) {
-    const int64_t patch = first + i;
-    if (patch >= params.num_patches || patch % params.patches_per_image != 0) continue;
-    const int64_t from = (token_row(patch, params.patches_per_image) - 1) * words;
-    for (int w = 4 * lane_id(); w < words; w += 4 * 32) {
-      store_words(static_cast<uint32_t*>(params.out) + from + w,
-                  load_words<4>(static_cast<const uint32_t*>(params.tokens) + from + w));
-    }
+// What is left to do for one patch, whose sums are `row`; Type is that of tokens and out.
+template <class Config, class Type>
+TNT_DEVICE void warp_finish_row(const PatchForward& params, int64_t patch, const uint32_t* row) {
+  using Dtype = typename Config::Dtype;
+  constexpr int kWidth = Config::kWidth;
+  using Row = LaneRow<kWidth>;
+  const bool has_tokens = params.tokens != nullptr;
+  const int64_t target = has_tokens ? token_row(patch, params.patches_per_image) : patch;
+  RowUnit<Type> token[Row::kUnits] = {};
+  if (has_tokens) load_lane_row<Type, kWidth>(params.tokens, target, token);
+  float z[Row::kCount], sum[Row::kCount];
+#pragma unroll
+  for (int u = 0; u < Row::kUnits; ++u) {
+    const Words<4> words = load_words<4>(row + Row::column(4 * u));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) z[4 * u + i] = as_float(words.w[i]);
+  }
+  if (params.projection != nullptr) store_lane_row<Dtype, kWidth>(params.projection, patch, z);
+  if (params.has_norm2) {
+    normalise<Row::kCount>(RowGroups(kWidth, kWidth), params.eps, z);
+    scale_and_shift<kWidth>(params.vectors, z);
+  }
+  unpack_lane_row<Type, kWidth>(token, sum);
+#pragma unroll
+  for (int i = 0; i < Row::kCount; ++i) sum[i] = has_tokens ? sum[i] + z[i] : z[i];
+  store_lane_row<Type, kWidth>(params.out, target, sum);
+  if (has_tokens && patch % params.patches_per_image == 0) {  // the class token stands in front
+    load_lane_row<Type, kWidth>(params.tokens, target - 1, token);
+    unpack_lane_row<Type, kWidth>(token, sum);
+    store_lane_row<Type, kWidth>(params.out, target - 1, sum);
+  }
+}
+
+template <class Config>
+TNT_DEVICE void warp_finish_rows(const PatchForward& params, int64_t first, const uint32_t* rows) {
+#pragma unroll 1
+  for (int i = warp_id(); i < Config::kHalfRows; i += kPatchWarps) {
+    if (first + i >= params.num_patches) continue;
+    with_type(params.tokens_type, [&](auto type) {
+      warp_finish_row<Config, decltype(type)>(params, first + i, rows + i * Config::kSumWords);
+    });
   }
 }
 
 template <class Config>
 TNT_DEVICE void pixel_to_patch_fwd_body(const PatchForward& params) {
-  using Dtype = typename Config::Dtype;
-  constexpr int kWidth = Config::kWidth;
-  uint32_t* operands = dynamic_shared();
+  constexpr int kHalfRows = Config::kHalfRows;
+  uint32_t* shared = dynamic_shared();
   const int64_t first = int64_t{block_id()} * Config::kRows;
-  warp_normalise_rows<Config>(params, first, operands);
+  warp_normalise_rows<Config>(params, first, shared);
   block_sync();
   PatchProduct<Config> product;
-  product.multiply(operands, params.weights);
-  product.add_bias(params.vectors);
-  if (params.projection != nullptr) {
-    product.for_units(first, params.num_patches, [&](int64_t row, int column, float (&x)[4]) {
-      constexpr int kWords = 2 * Dtype::kPairWords;
-      store_words(static_cast<uint32_t*>(params.projection) + (row * kWidth + column) / 4 * kWords,
-                  pack_unit<Dtype>(x));
-    });
+  product.multiply(shared, params.weights);
+  block_sync();
+  product.template store_rows<0>(params.vectors, shared);
+  block_sync();
+  warp_finish_rows<Config>(params, first, shared);
+  if constexpr (Config::kRows > kHalfRows) {
+    block_sync();
+    product.template store_rows<kHalfRows>(params.vectors, shared);
+    block_sync();
+    warp_finish_rows<Config>(params, first + kHalfRows, shared);
   }
-  if (params.has_norm2) product.normalise(operands + Config::kOperandWords, params.eps);
-  with_type(params.tokens_type, [&](auto type) {
-    product.for_units(first, params.num_patches, [&](int64_t row, int column, float (&x)[4]) {
-      update_unit<decltype(type), kWidth>(params, row, column, x);
-    });
-  });
-  if (params.tokens != nullptr) copy_class_tokens<kWidth>(params, first, Config::kRows);
 }
 
 }  // namespace tnt_kernels::cuda
