@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/checks.h"
 #include "cpu/isa.h"
 #include "cpu/pixel_tensors.h"
 
@@ -34,21 +35,13 @@ struct Problem {
   std::vector<Tensor> kept;
 
   Problem(const char* op, const Tensor& x, double eps) : op(op) {
-    check_activation("x", x);
-    STD_TORCH_CHECK(x.dim() == 3, op, ": x must be (P, S, C), got ", x.dim(), " axes");
-    STD_TORCH_CHECK(
-        x.size(1) > 0 && x.size(1) <= kMaxWidth && x.size(2) > 0 && x.size(2) <= kMaxWidth, op,
-        ": x must be (P, S, C) with S and C in 1 .. ", kMaxWidth);
+    check_inner_x(op, x);
     call.num_patches = x.size(0);
     call.num_tokens = static_cast<int>(x.size(1));
     call.dim = static_cast<int>(x.size(2));
     call.dtype = dtype_of(x);
     call.eps = static_cast<float>(eps);
     call.x = activation(x);
-  }
-
-  void check_activation(const char* name, const Tensor& t) const {
-    STD_TORCH_CHECK(has_dtype(t), op, ": ", name, " must be float32, bfloat16 or float16");
   }
 
   // A tensor of x's shape and dtype.
@@ -67,11 +60,7 @@ struct Problem {
   }
 
   const float* weight(const char* name, const Tensor& t, int64_t rows, int64_t columns = 0) {
-    const bool fits = columns == 0 ? t.dim() == 1 && t.size(0) == rows
-                                   : t.dim() == 2 && t.size(0) == rows && t.size(1) == columns;
-    STD_TORCH_CHECK(fits, op, ": ", name, " must be (", rows, columns == 0 ? "" : ", ",
-                    columns == 0 ? "" : std::to_string(columns), ") for x of width ", call.dim);
-    check_activation(name, t);
+    check_weight(op, name, t, rows, columns);
     const bool ready = t.scalar_type() == ScalarType::Float && t.is_contiguous();
     kept.push_back(ready ? t : cast_to_float(t));
     return float_data(kept.back());
@@ -87,8 +76,7 @@ struct Problem {
 
   void add(const Attention& a, int64_t num_heads, const OptionalTensor& drop) {
     const int64_t dim = call.dim;
-    STD_TORCH_CHECK(num_heads > 0 && dim % num_heads == 0, op, ": num_heads must divide the ", dim,
-                    " channels of x, got ", num_heads);
+    check_heads(op, num_heads, dim);
     InnerWeights& w = call.weights;
     call.has_attention = true;
     call.num_heads = static_cast<int>(num_heads);
@@ -119,9 +107,6 @@ struct Problem {
     w.fc2_bias = weight("fc2_bias", m.fc2_bias, dim);
     call.drop_path_mlp = drop_path("drop_path", drop);
   }
-
-  // Keeps products of two widths well inside an int.
-  static constexpr int64_t kMaxWidth = 1 << 14;
 };
 
 // ---- Buffers and threads ----

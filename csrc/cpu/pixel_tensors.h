@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "common/checks.h"
 #include "cpu/types.h"
 
 namespace tnt_kernels::cpu {
@@ -18,10 +19,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-inline bool has_dtype(const Tensor& t) {
-  const ScalarType type = t.scalar_type();
-  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
-}
+inline bool has_dtype(const Tensor& t) { return is_kernel_dtype(t); }
 
 inline DType dtype_of(const Tensor& t) {
   if (t.scalar_type() == ScalarType::BFloat16) return DType::kBFloat16;

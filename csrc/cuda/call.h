@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "common/checks.h"
 #include "cuda/weight_view.h"
 
 namespace tnt_kernels::cuda {
@@ -23,10 +24,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-inline bool has_dtype(const Tensor& t) {
-  const ScalarType type = t.scalar_type();
-  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
-}
+inline bool has_dtype(const Tensor& t) { return is_kernel_dtype(t); }
 
 inline DType dtype_of(const Tensor& t) {
   if (t.scalar_type() == ScalarType::BFloat16) return DType::kBFloat16;
@@ -81,15 +79,10 @@ class Call {
 
   // A weight (rows, columns), or (rows) if `columns` is 0.
   WeightView weight(const char* name, const Tensor& t, int64_t rows, int64_t columns = 0) {
-    const bool fits = columns == 0 ? t.dim() == 1 && t.size(0) == rows
-                                   : t.dim() == 2 && t.size(0) == rows && t.size(1) == columns;
-    STD_TORCH_CHECK(fits, op_, ": ", name, " must be (", rows, columns == 0 ? "" : ", ",
-                    columns == 0 ? "" : std::to_string(columns), ")");
+    check_weight(op_, name, t, rows, columns);
     check_device(name, t);
-    kept_.push_back(has_dtype(t) ? t : torch::stable::to(t, ScalarType::Float));
-    const Tensor& held = kept_.back();
-    return {
-        held.const_data_ptr(), {held.stride(0), columns == 0 ? 0 : held.stride(1)}, dtype_of(held)};
+    kept_.push_back(t);
+    return {t.const_data_ptr(), {t.stride(0), columns == 0 ? 0 : t.stride(1)}, dtype_of(t)};
   }
 
   WeightView weight(const char* name, const OptionalTensor& t, int64_t rows) {

@@ -5,7 +5,7 @@ Fake tensors have a device and a shape and no memory, so a GPU is not needed to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ CALLS = {name: getattr(test_errors, f"_{name}") for name in OPS}
 
 
 @pytest.fixture(autouse=True)
-def ops_see_cuda_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def ops_see_cuda_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """What test_errors passes to an op arrives as fake CUDA tensors; explain() too."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -50,7 +50,6 @@ def ops_see_cuda_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(native, "extension_problem", problem)
     monkeypatch.setattr(native, "cuda_capability", lambda: (9, 0))
     monkeypatch.setattr(triton, "refusal", lambda call: "left out here")
-    yield
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -25,8 +25,7 @@ struct Mlp {
 class Problem : private Call {
  public:
   Problem(const char* op, const Tensor& x, double eps) : Call(op, x), x_(x) {
-    STD_TORCH_CHECK(has_dtype(x), op, ": x must be float32, bfloat16 or float16");
-    STD_TORCH_CHECK(x.dim() == 3, op, ": x must be (P, S, C), got ", x.dim(), " axes");
+    check_inner_x(op, x);
     dim_ = x.size(2);
     forward_.x = activation(x);
     forward_.num_patches = x.size(0);
@@ -34,8 +33,7 @@ class Problem : private Call {
   }
 
   void add(const Attention& a, int64_t num_heads, const OptionalTensor& drop_path) {
-    STD_TORCH_CHECK(num_heads > 0 && dim_ % num_heads == 0, op(), ": num_heads must divide the ",
-                    dim_, " channels of x, got ", num_heads);
+    check_heads(op(), num_heads, dim_);
     num_heads_ = num_heads;
     pack_.has_attention = forward_.has_attention = true;
     pack_.norm1_weight = weight("norm1_weight", a.norm1_weight, dim_);
@@ -82,14 +80,11 @@ class Problem : private Call {
   const InnerForward* find() const {
     check_capability();
     const int64_t tokens = x_.size(1);
-    constexpr int64_t kLargest = 1 << 14;
-    const bool small = tokens < kLargest && dim_ < kLargest;
     const DType dtype = dtype_of(x_);
     const bool tf32 = dtype == DType::kFloat32 && allows_tf32(/*convolution=*/false);
     const InnerForward* kernel =
-        small ? find_inner_forward(dtype, tf32, static_cast<int>(tokens), static_cast<int>(dim_),
-                                   static_cast<int>(num_heads_))
-              : nullptr;
+        find_inner_forward(dtype, tf32, static_cast<int>(tokens), static_cast<int>(dim_),
+                           static_cast<int>(num_heads_));
     STD_TORCH_CHECK(kernel != nullptr, op(), ": no CUDA kernel for S=", tokens, ", C=", dim_, ", ",
                     num_heads_, " heads; use backend='reference'");
     return kernel;
@@ -97,9 +92,7 @@ class Problem : private Call {
 
   const float* factors(const OptionalTensor& t) {
     if (!t.has_value()) return nullptr;
-    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == forward_.num_patches, op(),
-                    ": drop_path must be (P,)");
-    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, op(), ": drop_path must be float32");
+    check_weight(op(), "drop_path", *t, forward_.num_patches);
     check_device("drop_path", *t);
     return floats(t);
   }
