@@ -24,9 +24,9 @@ from tnt.cli.main import main
 SIZES = {"depth": 2, "embed_dim": 96, "inner_dim": 24, "num_heads_outer": 4}
 RUN = ["--img-size", "32", "--in-chans", "1", "--crop-pct", "1", "--no-augment", "--no-ema"]
 RUN += ["--mixup", "0", "--cutmix", "0", "--reprob", "0", "--aug-repeats", "0", "--log-every", "1"]
-RUN += ["--batch-size", "64", "--epochs", "9", "--warmup-epochs", "1", "--lr", "0.05", *QUIET]
+RUN += ["--batch-size", "64", "--epochs", "12", "--warmup-epochs", "1", "--lr", "0.05", *QUIET]
 MODELS = {"fused": "tnt_s_patch16_224_fused", "timm": "tnt_s_patch16_224"}
-ENOUGH = 93.0  # per cent, of 360 digits that were not trained on
+ENOUGH = 95.0  # per cent, of 360 digits that were not trained on
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_loss_curves_coincide(runs: dict[str, Path]) -> None:
     """Step by step in the first epoch, on average over each epoch afterwards."""
     fused, theirs = ([row["loss"] for row in rows(run / "steps.csv")] for run in runs.values())
-    assert len(fused) == 9 * (1437 // 64)
+    assert len(fused) == 12 * (1437 // 64)
     assert fused[:22] == pytest.approx(theirs[:22], rel=TRAINING_START)
     means = [[row["train_loss"] for row in rows(run / "epochs.csv")] for run in runs.values()]
     assert means[0] == pytest.approx(means[1], rel=TRAINING_DRIFT)

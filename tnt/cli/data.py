@@ -34,12 +34,15 @@ _SPLITS = {
 }
 
 
-def seed_everything(*key: int) -> None:
-    """Seed Python's, numpy's and torch's generators with a mixture of the numbers of `key`."""
+def seed_everything(*key: int, device: Optional[torch.device] = None) -> None:
+    """Seed the generators of Python, numpy, torch and `device` with a mixture of the numbers."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (timm's augmentation draws from it)
-    torch.manual_seed(seed)
+    # torch.manual_seed would also queue a call for each GPU that is not in use yet
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def read_image(file: Any, name: Optional[str] = None) -> Image.Image:

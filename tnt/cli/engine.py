@@ -138,11 +138,12 @@ class Trainer:
         for micro in range(self.micros):
             images, targets = next(batches)
             number = micro * self.world.size + self.world.rank  # as TrainingOrder counts them
-            seed_everything(self.options.seed, _STEP_STREAM, self.step, number)
+            device = self.world.device
+            seed_everything(self.options.seed, _STEP_STREAM, self.step, number, device=device)
             images, targets = self._prepare(images, targets)
             last = micro == self.micros - 1
             gradients_wait(self.parallel, not last)
-            with autocast(self.world.device, self.options.amp):
+            with autocast(device, self.options.amp):
                 logits = self.parallel(images)
             loss = self.loss(logits.float(), targets) / self.micros
             total += loss.detach()
