@@ -53,6 +53,7 @@ KernelTable choose() {
       table.name = "avx512+amx";
       table.inner.bfloat16_forward = amx::inner_forward();
       table.outer_attention.bfloat16_forward = amx::outer_attention_forward();
+      table.outer_attention.bfloat16_backward = amx::outer_attention_backward();
     }
 #endif
     return table;

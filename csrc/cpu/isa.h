@@ -38,6 +38,7 @@ namespace amx {
 // added to the table of avx512
 InnerPass inner_forward();
 OuterAttentionPass outer_attention_forward();
+OuterAttentionPass outer_attention_backward();
 }  // namespace amx
 
 }  // namespace tnt_kernels::cpu

@@ -36,6 +36,11 @@ void run(const OuterAttentionPass& pass, const OuterAttention& call, const Tenso
   });
 }
 
+const OuterAttentionPass& chosen(const OuterAttentionPass& preferred,
+                                 const OuterAttentionPass& otherwise, const OuterAttention& call) {
+  return preferred.run != nullptr && preferred.supports(call) ? preferred : otherwise;
+}
+
 Tensor outer_attention(const Tensor& qkv, int64_t num_heads, double scale) {
   OuterAttention call = checked("outer_attention", qkv, num_heads, scale);
   const Tensor source = torch::stable::contiguous(qkv);
@@ -47,9 +52,7 @@ Tensor outer_attention(const Tensor& qkv, int64_t num_heads, double scale) {
   const int64_t threads = torch::stable::get_num_threads();
   call.parts = std::clamp<int64_t>(threads / std::max<int64_t>(heads, 1), 1, 8);
   const OuterAttentionKernels& outer = kernels().outer_attention;
-  const bool bfloat16 =
-      outer.bfloat16_forward.run != nullptr && outer.bfloat16_forward.supports(call);
-  run(bfloat16 ? outer.bfloat16_forward : outer.forward, call, qkv, heads);
+  run(chosen(outer.bfloat16_forward, outer.forward, call), call, qkv, heads);
   return out;
 }
 
@@ -70,7 +73,9 @@ std::tuple<Tensor, Tensor> outer_attention_backward(const Tensor& dy, const Tens
   call.dy = grad.const_data_ptr();
   call.out = dqkv.mutable_data_ptr();
   call.parts = 1;
-  run(kernels().outer_attention.backward, call, qkv, qkv.size(0) * num_heads);
+  const OuterAttentionKernels& outer = kernels().outer_attention;
+  const OuterAttentionPass& pass = chosen(outer.bfloat16_backward, outer.backward, call);
+  run(pass, call, qkv, qkv.size(0) * num_heads);
   return {dqkv, dw};
 }
 

@@ -29,8 +29,8 @@ struct OuterAttentionPass {
 
 struct OuterAttentionKernels {
   OuterAttentionPass forward, backward;
-  OuterAttentionPass
-      bfloat16_forward;  // preferred where it supports a call; nulls if there is none
+  // preferred where they support a call; nulls if there are none
+  OuterAttentionPass bfloat16_forward, bfloat16_backward;
 };
 
 }  // namespace tnt_kernels::cpu

@@ -114,6 +114,7 @@ inline bool takes_all(const OuterAttention&) { return true; }
 inline OuterAttentionKernels outer_attention_kernels() {
   return {{takes_all, outer_forward_scratch, outer_forward},
           {takes_all, outer_backward_scratch, outer_backward},
+          {},
           {}};
 }
 
