@@ -121,13 +121,19 @@ def test_longest_width_of_a_row_is_no_limit(backend: str, device: str) -> None:
 
 
 @WHERE_TRITON_RUNS
-def test_precision_follows_pytorch(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_follows_pytorch(backend: str) -> None:
     from tnt_kernels.backends.triton.launch import precision
 
     if torch.version.hip:
         pytest.skip("AMD's matrix cores take float32")
     x = torch.zeros(1)
-    for setting, expected in (("ieee", "tf32x3"), ("tf32", "tf32")):
-        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", setting)
-        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", setting)
-        assert precision(x) == precision(x, convolution=True) == expected
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [place.fp32_precision for place in settings]
+    try:
+        for setting, expected in (("ieee", "tf32x3"), ("tf32", "tf32")):
+            for place in settings:
+                place.fp32_precision = setting
+            assert precision(x) == precision(x, convolution=True) == expected
+    finally:
+        for place, setting in zip(settings, before):
+            place.fp32_precision = setting

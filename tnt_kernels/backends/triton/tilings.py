@@ -43,7 +43,8 @@ def gradient_programs(arch: str) -> int:
 def inner_tiling(kernel: str, dtype: torch.dtype, block_c: int, span: int, arch: str) -> Tiling:
     """Tiling of a kernel of the inner block; rows are a multiple of `span`."""
     if arch == "interpreter":
-        return Tiling(rows=1024, num_warps=1)
+        # it sums a product over these rows in sequence, where compiled kernels sum few at a time
+        return Tiling(rows=256, num_warps=1)
     usual = Tiling(rows=16, num_warps=8) if block_c == 128 else Tiling(rows=64, num_warps=4)
     tiling = _INNER.get((kernel, arch, block_c), usual)
     return tiling._replace(rows=max(tiling.rows, span))
