@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import memory
@@ -26,7 +26,7 @@ START = "<!-- results: written by the benches from bench/results -->\n"
 END = "<!-- end of results -->"
 
 
-def _markdown(heads: list[str], lines: list[list[str]]) -> list[str]:
+def _markdown(heads: Sequence[str], lines: list[list[str]]) -> list[str]:
     rule = "|---|" + "--:|" * (len(heads) - 1)
     return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(line)} |" for line in lines), ""]
 
@@ -54,21 +54,8 @@ def throughput(path: Path, machine: dict, rows: list[dict]) -> list[str]:
         f"process, at least {runs} runs each, random weights, medians with 20-80 % quantiles.",
         "",
     ]
-    heads = ["model", "batch", "ms", "20-80 %", "images/s", "times timm eager", "peak MB"]
     for title, members in tables.panels(rows).items():
-        cells = [
-            [
-                row["model"],
-                str(row["batch"]),
-                f"{row['median_ms']:.1f}",
-                f"{row['low_ms']:.1f}-{row['high_ms']:.1f}",
-                f"{row['images_per_s']:.1f}",
-                "-" if row["vs_baseline"] is None else f"{row['vs_baseline']:.2f}",
-                f"{row['peak_mb']:.0f}",
-            ]
-            for row in members
-        ]
-        lines += [f"**{title}**", "", *_markdown(heads, cells)]
+        lines += [f"**{title}**", "", *_markdown(tables.HEADS, list(map(tables.cells, members)))]
     return lines
 
 

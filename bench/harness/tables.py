@@ -32,23 +32,26 @@ def panels(rows: Sequence[Mapping]) -> dict[str, list]:
     return found
 
 
+HEADS = ("model", "batch", "median ms", "20-80 %", "images/s", "times timm eager", "peak MB")
+
+
+def cells(row: Mapping) -> list[str]:
+    """A row under HEADS; `vs_baseline` is the time of timm's eager model over the row's."""
+    return [
+        row["model"],
+        str(row["batch"]),
+        f"{row['median_ms']:.1f}",
+        f"{row['low_ms']:.1f}-{row['high_ms']:.1f}",
+        f"{row['images_per_s']:.1f}",
+        "-" if row["vs_baseline"] is None else f"{row['vs_baseline']:.2f}",
+        "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+    ]
+
+
 def print_tables(rows: Sequence[Mapping]) -> None:
-    """One table per panel; `vs_baseline` is the time of timm's eager model over the row's."""
-    heads = ("model", "batch", "median ms", "20-80 %", "images/s", "x timm eager", "peak MB")
+    """One table per panel."""
     for title, members in panels(rows).items():
-        lines = [
-            (
-                row["model"],
-                str(row["batch"]),
-                f"{row['median_ms']:.1f}",
-                f"{row['low_ms']:.1f}-{row['high_ms']:.1f}",
-                f"{row['images_per_s']:.1f}",
-                "-" if row["vs_baseline"] is None else f"{row['vs_baseline']:.2f}",
-                "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
-            )
-            for row in members
-        ]
-        report.print_rows(title, heads, lines)
+        report.print_rows(title, HEADS, [cells(row) for row in members])
 
 
 def print_stages(breakdowns: Mapping[str, Mapping[str, float]]) -> None:
