@@ -187,6 +187,19 @@ TNT_DEVICE float warp_shuffle_xor(float x) {
   return __shfl_xor_sync(0xffffffffu, x, kLaneMask);
 }
 
+// x of the lane `source`, which may differ between lanes.
+TNT_DEVICE float warp_shuffle(float x, int source) {
+  return __shfl_sync(0xffffffffu, x, source);
+}
+
+// Of an 8x8 matrix of 16-bit elements, of which a lane holds row g, columns 2t and 2t + 1, the
+// transposed one.
+TNT_DEVICE uint32_t warp_transpose_b16(uint32_t pair) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(pair));
+  return y;
+}
+
 // d += a b with fp16 operands: a is 16 x k, its registers the rows g and g + 8 of columns 2t, 2t +
 // 1 (and of 2t + 8, 2t + 9 in the second pair); b is k x 8, its registers rows 2t, 2t + 1 (and + 8)
 // of column g.

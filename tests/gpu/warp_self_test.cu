@@ -88,6 +88,11 @@ __device__ void test_shuffles() {
   expect(warp_shuffle_xor<1>(lane) == static_cast<float>(lane_id() ^ 1), "shuffle 1");
   expect(warp_shuffle_xor<2>(lane) == static_cast<float>(lane_id() ^ 2), "shuffle 2");
   expect(warp_shuffle_xor<16>(lane) == static_cast<float>(lane_id() ^ 16), "shuffle 16");
+  const int other = (lane_id() * 5 + 3) % 32;
+  expect(warp_shuffle(lane, other) == static_cast<float>(other), "shuffle from any lane");
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t transposed = warp_transpose_b16((8 * g + 2 * t + 1) << 16 | (8 * g + 2 * t));
+  expect(transposed == ((16 * t + 8 + g) << 16 | (16 * t + g)), "transposition");
   expect(warp_id() == static_cast<int>(threadIdx.x / 32), "warp id");
 }
 

@@ -174,7 +174,9 @@ enum Collective {
   kMmaTf32,
   kMmaBrain8,
   kMmaBrain16,
-  kWarpSync
+  kWarpSync,
+  kShuffleAny,
+  kTranspose
 };
 
 inline void warp_sync() {
@@ -198,6 +200,48 @@ template <int kLaneMask>
 inline float warp_shuffle_xor(float x) {
   ShuffleArguments arguments = {x, kLaneMask, 0};
   emulation::collective(kShuffle + kLaneMask, &arguments, execute_shuffle);
+  return arguments.result;
+}
+
+struct AnyShuffleArguments {
+  float value;
+  int source;
+  float result;
+};
+
+inline void execute_any_shuffle(void* const* lanes) {
+  for (int lane = 0; lane < 32; ++lane) {
+    auto* self = static_cast<AnyShuffleArguments*>(lanes[lane]);
+    self->result = static_cast<AnyShuffleArguments*>(lanes[self->source])->value;
+  }
+}
+
+inline float warp_shuffle(float x, int source) {
+  AnyShuffleArguments arguments = {x, source, 0};
+  if (source < 0 || source >= 32) emulation::fail("no such lane");
+  emulation::collective(kShuffleAny, &arguments, execute_any_shuffle);
+  return arguments.result;
+}
+
+struct TransposeArguments {
+  uint32_t pair, result;
+};
+
+inline void execute_transpose(void* const* lanes) {
+  const auto half = [&](int row, int column) {
+    const uint32_t pair = static_cast<TransposeArguments*>(lanes[4 * row + column / 2])->pair;
+    return pair >> 16 * (column % 2) & 0xffffu;
+  };
+  for (int lane = 0; lane < 32; ++lane) {
+    const int row = lane / 4, column = lane % 4 * 2;
+    static_cast<TransposeArguments*>(lanes[lane])->result =
+        half(column + 1, row) << 16 | half(column, row);
+  }
+}
+
+inline uint32_t warp_transpose_b16(uint32_t pair) {
+  TransposeArguments arguments = {pair, 0};
+  emulation::collective(kTranspose, &arguments, execute_transpose);
   return arguments.result;
 }
 
