@@ -188,9 +188,7 @@ TNT_DEVICE float warp_shuffle_xor(float x) {
 }
 
 // x of the lane `source`, which may differ between lanes.
-TNT_DEVICE float warp_shuffle(float x, int source) {
-  return __shfl_sync(0xffffffffu, x, source);
-}
+TNT_DEVICE float warp_shuffle(float x, int source) { return __shfl_sync(0xffffffffu, x, source); }
 
 // Of an 8x8 matrix of 16-bit elements, of which a lane holds row g, columns 2t and 2t + 1, the
 // transposed one.

@@ -10,6 +10,7 @@ import torch
 KERNELS = (3, 5, 7)  # with a 1x1 window the products of fp32 would be most of its error
 UNIT_PIXELS = 4  # copied at once
 WIDTHS = (384, 640)  # of a vectorised patch and of the outer embedding, which must be equal
+GROUP_BYTES = 64 * 1024  # of a backward block, unless its smallest group takes more
 SHARED_BYTES = 99 * 1024  # of a block, on every architecture from 8.0 on
 
 
@@ -47,14 +48,11 @@ def pixel_embed_shared_bytes(dims: Mapping[str, int], element_bytes: int) -> int
 
 
 def pixel_embed_backward_shared_bytes(dims: Mapping[str, int], element_bytes: int) -> int:
-    """Shared memory of a backward block, at most."""
-    for tokens in (64, 32, 16):
-        plan = _Plan(dims, element_bytes, tokens)
-        sums = 4 * 3 * plan.group_channels * 32 * 4
-        used = 4 * (plan.tables + plan.positions + max(plan.group + plan.gradients, sums))
-        if used <= 64 * 1024:
-            break
-    return used
+    """Shared memory of a backward block, at most: groups of patches grow while it is little."""
+    plan = _Plan(dims, element_bytes, 16)
+    sums = 4 * 3 * plan.group_channels * 32 * 4
+    smallest = 4 * (plan.tables + plan.positions + max(plan.group + plan.gradients, sums))
+    return max(smallest, GROUP_BYTES)
 
 
 def pixel_embed_refusal(

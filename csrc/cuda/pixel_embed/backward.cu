@@ -12,7 +12,7 @@ namespace {
 constexpr int kThreads = 256, kBackwardThreads = 32 * kTapWarps * kTokenWarps;
 
 template <class Dtype, int kGroups>
-__global__ void __launch_bounds__(kBackwardThreads, 2)
+__global__ void __launch_bounds__(kBackwardThreads, kGroups == 5 && Dtype::kPairWords == 2 ? 1 : 2)
     pixel_embed_bwd_dw_kernel(const __grid_constant__ PixelEmbedBackward params) {
   pixel_embed_bwd_dw_body<Dtype, kGroups>(params);
 }

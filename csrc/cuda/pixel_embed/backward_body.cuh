@@ -22,29 +22,41 @@ template <class Dtype, int kGroups>
 struct WeightGrad {
   using Own = cuda::Own<Dtype>;
   using Math = typename Own::Math;
-  using Unit = typename Own::Unit;
+  using Unit = typename Math::Unit;
 
   const PixelEmbedPlan& plan;
   const GradSlice slice;
   float sum[kTapTiles][kGroups][4] = {};
 
   // Adds the tokens of one row tile. `tables` is the packed words, dy (rows, C) in shared memory.
+  //
+  // Both operands run along the tokens. 16-bit ones are read along the channels, two at a time as
+  // the forward reads them, and transposed in registers; fp32 ones are read one by one.
   TNT_DEVICE void add(const uint32_t* tables, const uint32_t* tiles, const uint32_t* dy, int tile) {
+    constexpr bool kTransposes = Math::kUnitWords == 1;
     const int g = lane_id() / 4, t = lane_id() % 4;
+    const int lane_row = kTransposes ? g : 2 * t, lane_column = kTransposes ? 2 * t : g;
+    const int first = slice.pass * kGroups * 8 + lane_column;
     Unit b[2][kGroups];
     const uint32_t* rows[2][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = 16 * tile + 8 * half + 2 * t;
-      const Words<2> places = load_words<2>(tables + plan.first_row + row);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) rows[half][i] = tiles + places.w[i];
+      const int row = 16 * tile + 8 * half + lane_row;
+      const uint32_t* places = tables + plan.first_row + row;
+      const uint32_t* window = tiles + lane_column * Dtype::kPairWords / 2;
+      rows[half][0] = window + load_words<1>(places).w[0];
+      if constexpr (!kTransposes) rows[half][1] = window + load_words<1>(places + 1).w[0];
+      const uint32_t* gradient = dy + (row * plan.dim + first) * Dtype::kPairWords / 2;
 #pragma unroll
       for (int n = 0; n < kGroups; ++n) {
-        const int channel = (slice.pass * kGroups + n) * 8 + g, at = row * plan.dim + channel;
-        const bool exists = channel < plan.dim;
-        b[half][n] =
-            Own::unit(exists ? Own::load(dy, at) : 0u, exists ? Own::load(dy, at + plan.dim) : 0u);
+        const bool exists = first + 8 * n < plan.dim;
+        const uint32_t* at = gradient + 4 * n * Dtype::kPairWords;
+        if constexpr (kTransposes) {
+          b[half][n].w[0] = warp_transpose_b16(exists ? load_words<1>(at).w[0] : 0u);
+        } else {
+          b[half][n].w[0] = exists ? load_words<1>(at).w[0] : 0u;
+          b[half][n].w[1] = exists ? load_words<1>(at + plan.dim).w[0] : 0u;
+        }
       }
     }
 #pragma unroll
@@ -54,11 +66,14 @@ struct WeightGrad {
       const Words<2> at = load_words<2>(tables + plan.first_chunk + chunk);
       typename Math::Tile a[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          a[half].rows[i] = Own::unit(Own::load(rows[half][0] + at.w[i], g),
-                                      Own::load(rows[half][1] + at.w[i], g));
+      for (int j = 0; j < 4; ++j) {
+        const int half = j / 2, i = j % 2;
+        Unit& unit = a[half].rows[i];
+        unit.w[0] = load_words<1>(rows[half][0] + at.w[i]).w[0];
+        if constexpr (kTransposes) {
+          unit.w[0] = warp_transpose_b16(unit.w[0]);
+        } else {
+          unit.w[1] = load_words<1>(rows[half][1] + at.w[i]).w[0];
         }
       }
 #pragma unroll
@@ -131,6 +146,7 @@ TNT_DEVICE void team_add_positions(const PixelEmbedPlan& plan, const uint32_t* d
   for (int i = team.index; i < pairs; i += team.count) {
     const Words<2> before = load_words<2>(positions + 2 * i);
     FloatPair sum = {as_float(before.w[0]), as_float(before.w[1])};
+#pragma unroll 4
     for (int patch = 0; patch < plan.group_patches; ++patch) {
       const auto words =
           load_words<Dtype::kPairWords>(dy + (patch * pairs + i) * Dtype::kPairWords);
@@ -173,6 +189,12 @@ TNT_DEVICE void pixel_embed_bwd_dw_body(const PixelEmbedBackward& params) {
   team_clear(dy, plan.gradient_words(2 * Dtype::kPairWords), team);
   block_sync();
 
+  // Patches are copied by as many warps each as there are to spare.
+  constexpr int kWarps = kTapWarps * kTokenWarps;
+  const int team_warps = plan.group_patches < kWarps ? kWarps / plan.group_patches : 1;
+  const int teams = kWarps / team_warps, team_number = warp_id() / team_warps;
+  const Team patch_team = {warp_id() % team_warps * 32 + lane_id(), 32 * team_warps};
+
   const int slices = plan.slices(), number = block_id() % slices, part = block_id() / slices;
   WeightGrad<Dtype, kGroups> grad = {
       plan,
@@ -182,10 +204,10 @@ TNT_DEVICE void pixel_embed_bwd_dw_body(const PixelEmbedBackward& params) {
   for (int64_t group = part; group < plan.num_groups(); group += num_blocks() / slices) {
     const int64_t first = group * plan.group_patches, left = plan.num_patches - first;
     const int patches = left < plan.group_patches ? static_cast<int>(left) : plan.group_patches;
-    for (int i = 0; i < plan.group_patches; ++i) {
+    for (int i = team_number; i < plan.group_patches; i += teams) {
       // in place of a patch that does not exist any will do: its gradients are zero
-      team_copy_patch<Dtype>(plan, params.images, first + (i < patches ? i : 0), tables,
-                             tiles + i * plan.tile_words, team);
+      team_copy_patch<Dtype, 3>(plan, params.images, first + (i < patches ? i : 0), tables,
+                                tiles + i * plan.tile_words, patch_team);
     }
     team_copy_gradients<Dtype>(plan, params.dy, first, patches, dy, team);
     block_sync();

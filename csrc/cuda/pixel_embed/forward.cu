@@ -19,7 +19,8 @@ __global__ void __launch_bounds__(kPackThreads)
 }
 
 template <class Dtype, int kGroups>
-__global__ void __launch_bounds__(32 * kForwardWarps, kGroups == 3 ? 3 : 2)
+__global__ void __launch_bounds__(32 * kForwardWarps,
+                                  kGroups == 3 && Dtype::kPairWords == 1 ? 3 : 2)
     pixel_embed_fwd_kernel(const __grid_constant__ PixelEmbedForward params) {
   pixel_embed_fwd_body<Dtype, kGroups>(params);
 }

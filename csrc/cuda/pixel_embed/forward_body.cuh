@@ -61,6 +61,19 @@ TNT_DEVICE void warp_convolve(const PixelEmbedPlan& plan, const uint32_t* packed
   }
 }
 
+// The first channel of lane t's pair of columns in tile n is first[n] + t step[n].
+template <class Layout, int kTiles>
+struct ChannelTable {
+  int first[kTiles] = {}, step[kTiles] = {};
+
+  constexpr ChannelTable() {
+    for (int n = 0; n < kTiles; ++n) {
+      first[n] = Layout::channel(n, 0);
+      step[n] = Layout::channel(n, 2) - first[n];
+    }
+  }
+};
+
 // Writes row g + 8 kHalf; `row` is where the pass's channels of the token begin, `channels` how
 // many of the `dim` are left.
 template <class Dtype, int kGroups, int kHalf>
@@ -71,9 +84,10 @@ TNT_DEVICE void store_channels(uint32_t* row, int dim, int channels,
     store_row<Dtype, 8 * kGroups, kHalf>(row, acc);
     return;
   }
+  constexpr ChannelTable<Layout, kGroups> kTable;
 #pragma unroll
   for (int n = 0; n < kGroups; ++n) {
-    const int channel = Layout::channel(n, lane_id() % 4 * 2);
+    const int channel = kTable.first[n] + lane_id() % 4 * kTable.step[n];
     Words<Dtype::kPairWords> pair;
     Dtype::pack(acc[n][2 * kHalf], acc[n][2 * kHalf + 1], pair.w);
     if (channel < channels) store_words(row + channel / 2 * Dtype::kPairWords, pair);
@@ -100,8 +114,8 @@ TNT_DEVICE void pixel_embed_fwd_body(const PixelEmbedForward& params) {
     const int patches = left < plan.group_patches ? static_cast<int>(left) : plan.group_patches;
     for (int i = 0; i < plan.group_patches; ++i) {
       // a patch that does not exist is never stored: the first takes its place
-      team_copy_patch<Dtype>(plan, params.images, first + (i < patches ? i : 0), packed,
-                             tiles + i * plan.tile_words, team);
+      team_copy_patch<Dtype, 6>(plan, params.images, first + (i < patches ? i : 0), packed,
+                                tiles + i * plan.tile_words, team);
     }
     warp_sync();
     uint32_t* out = static_cast<uint32_t*>(params.out) +

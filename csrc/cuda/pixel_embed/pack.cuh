@@ -75,8 +75,8 @@ struct PixelEmbedPacker {
     const int column = lane % 4 * 2;
     uint32_t* target = params.packed + p.first_weight + item * 2 * kUnitWords;
     for (int i = 0; i < 2; ++i) {
-      const typename Own::Unit unit = Own::Math::unit(tap(channel, 2 * pair + i, column),
-                                                      tap(channel, 2 * pair + i, column + 1));
+      const typename Own::Math::Unit unit = Own::Math::unit(tap(channel, 2 * pair + i, column),
+                                                            tap(channel, 2 * pair + i, column + 1));
       store_words(target + i * kUnitWords, unit);
     }
   }

@@ -14,6 +14,25 @@
 
 namespace tnt_kernels::cuda {
 
+// Division of numbers below 2^31 by one that is known before the launch: a product and a shift.
+struct Divisor {
+  uint32_t value, factor;
+  int shift;
+
+  // x / value
+  template <class Unsigned>
+  constexpr Unsigned divide(Unsigned x) const {
+    return static_cast<Unsigned>(uint64_t{x} * factor >> shift);
+  }
+
+  static constexpr Divisor of(uint32_t value) {
+    int bits = 0;
+    while ((uint64_t{1} << bits) < value) ++bits;
+    const uint64_t power = uint64_t{1} << (31 + bits);
+    return {value, static_cast<uint32_t>((power + value - 1) / value), 31 + bits};
+  }
+};
+
 // How the backward's warps share the sums: warps along the taps and along the tokens, and tiles of
 // 16 taps that a warp holds.
 constexpr int kTapWarps = 4, kTokenWarps = 2, kTapTiles = 3;
@@ -24,6 +43,7 @@ struct PixelEmbedPlan {
   bool unfold_first;
   int64_t num_patches;
   int grid_h, grid_w;
+  Divisor per_image, per_row;  // patches of an image, and of a row of them
 
   int rows, cols, tokens;          // of a patch
   int lead, top, first_tap;        // pixels left of and above a token that its window begins at
@@ -78,6 +98,8 @@ inline void complete(PixelEmbedPlan& p, int element_bytes, int most_tokens) {
   const int padding = p.kernel / 2;
   p.grid_h = p.height / p.patch_h;
   p.grid_w = p.width / p.patch_w;
+  p.per_image = Divisor::of(static_cast<uint32_t>(p.grid_h * p.grid_w));
+  p.per_row = Divisor::of(static_cast<uint32_t>(p.grid_w));
   p.rows = p.patch_h / p.stride;
   p.cols = p.patch_w / p.stride;
   p.tokens = p.rows * p.cols;
@@ -133,11 +155,13 @@ constexpr int64_t backward_shared_bytes(const PixelEmbedPlan& plan, int element_
   return 4 * (plan.first_weight + plan.position_words() + (inputs > sums ? inputs : sums));
 }
 
-// Groups of about 64 tokens, or of fewer where that would be little use of shared memory.
+constexpr int64_t kGroupBytes = 64 * 1024;
+
+// Groups of about 128 tokens, or of fewer where two blocks would not fit a multiprocessor.
 inline void complete_backward(PixelEmbedPlan& plan, int element_bytes) {
-  for (int tokens = 64; tokens >= 16; tokens /= 2) {
+  for (int tokens = 128; tokens >= 16; tokens /= 2) {
     complete(plan, element_bytes, tokens);
-    if (backward_shared_bytes(plan, element_bytes) <= 64 * 1024) return;
+    if (backward_shared_bytes(plan, element_bytes) <= kGroupBytes) return;
   }
 }
 

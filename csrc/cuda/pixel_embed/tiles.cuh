@@ -18,42 +18,59 @@ TNT_DEVICE void team_clear(uint32_t* words, int count, const Team& team) {
   }
 }
 
-// Copies patch `patch` into `tile`; `units` is the packed table of units. Several loads are under
-// way at once before the first is stored.
-template <class Dtype>
-TNT_DEVICE void team_copy_patch(const PixelEmbedPlan& plan, const void* images, int64_t patch,
+// Copies the units of a patch whose first pixel is (y, x), at `source`, into `tile`; `units` is the
+// packed table. kBatch loads are under way before the first is stored. kInside: all units are
+// inside the image.
+template <class Dtype, int kBatch, bool kInside>
+TNT_DEVICE void team_copy_units(const PixelEmbedPlan& plan, const uint32_t* source, int y, int x,
                                 const uint32_t* units, uint32_t* tile, const Team& team) {
-  constexpr int kWords = 2 * Dtype::kPairWords, kBatch = 6;
-  const uint32_t index = static_cast<uint32_t>(patch);
-  const uint32_t per_image = static_cast<uint32_t>(plan.grid_h * plan.grid_w);
-  const uint32_t image = index / per_image, in_image = index % per_image;
-  const int y = static_cast<int>(in_image / plan.grid_w) * plan.patch_h;
-  const int x = static_cast<int>(in_image % plan.grid_w) * plan.patch_w;
-  const int64_t pixels = int64_t{plan.in_chans} * plan.height * plan.width;
-  const int64_t first = image * pixels + int64_t{y} * plan.width + x;
-  const uint32_t* source = static_cast<const uint32_t*>(images) + first / 2 * Dtype::kPairWords;
-  for (int begin = 0; begin < plan.units; begin += kBatch * team.count) {
+  constexpr int kWords = 2 * Dtype::kPairWords;
+  for (int begin = team.index; begin < plan.units; begin += kBatch * team.count) {
     Words<kWords> pixel[kBatch];
-    int target[kBatch];
+    uint32_t target[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int unit = begin + i * team.count + team.index;
-      pixel[i] = {};
-      target[i] = -1;
-      if (unit < plan.units) {
-        const Words<4> entry = load_words<4>(units + 4 * unit);
-        target[i] = static_cast<int>(entry.w[0]);
-        const uint32_t row = y + entry.w[2], column = x + entry.w[3];  // of the image; wraps
-        if (row < static_cast<uint32_t>(plan.height) &&
-            column < static_cast<uint32_t>(plan.width)) {
-          pixel[i] = load_words<kWords>(source + static_cast<int32_t>(entry.w[1]));
-        }
+      const int unit = begin + i * team.count;
+      if (unit >= plan.units) continue;
+      const uint32_t* entry = units + 4 * unit;
+      if constexpr (kInside) {
+        const Words<2> words = load_words<2>(entry);
+        target[i] = words.w[0];
+        pixel[i] = load_words<kWords>(source + static_cast<int32_t>(words.w[1]));
+      } else {
+        const Words<4> words = load_words<4>(entry);
+        const uint32_t row = y + words.w[2], column = x + words.w[3];  // of the image; wraps
+        const bool exists =
+            row < static_cast<uint32_t>(plan.height) && column < static_cast<uint32_t>(plan.width);
+        target[i] = words.w[0];
+        pixel[i] = {};
+        if (exists) pixel[i] = load_words<kWords>(source + static_cast<int32_t>(words.w[1]));
       }
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (target[i] >= 0) store_words(tile + target[i], pixel[i]);
+      if (begin + i * team.count < plan.units) store_words(tile + target[i], pixel[i]);
     }
+  }
+}
+
+// Copies patch `patch` into `tile`.
+template <class Dtype, int kBatch>
+TNT_DEVICE void team_copy_patch(const PixelEmbedPlan& plan, const void* images, int64_t patch,
+                                const uint32_t* units, uint32_t* tile, const Team& team) {
+  const uint32_t index = static_cast<uint32_t>(patch);
+  const uint32_t image = plan.per_image.divide(index);
+  const uint32_t in_image = index - image * plan.per_image.value;
+  const uint32_t grid_row = plan.per_row.divide(in_image);
+  const int y = static_cast<int>(grid_row) * plan.patch_h;
+  const int x = static_cast<int>(in_image - grid_row * plan.per_row.value) * plan.patch_w;
+  const int64_t pixels = int64_t{plan.in_chans} * plan.height * plan.width;
+  const int64_t first = image * pixels + int64_t{y} * plan.width + x;
+  const uint32_t* source = static_cast<const uint32_t*>(images) + first / 2 * Dtype::kPairWords;
+  if (plan.unfold_first) {
+    team_copy_units<Dtype, kBatch, true>(plan, source, y, x, units, tile, team);
+  } else {
+    team_copy_units<Dtype, kBatch, false>(plan, source, y, x, units, tile, team);
   }
 }
 

@@ -27,33 +27,19 @@ struct BrainOperands {
   }
 };
 
-// An element of 16 or 32 bits, and the unit of two of them.
-struct HalfElements {
-  using Unit = Words<1>;
-  static TNT_DEVICE uint32_t load(const uint32_t* words, int index) {
-    return load_half_word(reinterpret_cast<const uint16_t*>(words) + index);
-  }
-  static TNT_DEVICE Unit unit(uint32_t lo, uint32_t hi) { return {{hi << 16 | lo}}; }
-};
-
 template <class Dtype>
-struct Own : HalfElements {
+struct Own {
   using Math = HalfOperands;
 };
 
 template <>
-struct Own<BFloat16> : HalfElements {
+struct Own<BFloat16> {
   using Math = BrainOperands;
 };
 
 template <>
 struct Own<Float32> {
   using Math = Single;
-  using Unit = Words<2>;
-  static TNT_DEVICE uint32_t load(const uint32_t* words, int index) {
-    return load_words<1>(words + index).w[0];
-  }
-  static TNT_DEVICE Unit unit(uint32_t lo, uint32_t hi) { return {{lo, hi}}; }
 };
 
 }  // namespace tnt_kernels::cuda
