@@ -24,7 +24,7 @@ def pixel_kernels() -> ModuleType:
     """The emulator with every kernel body of the pixel ops."""
     pytest.importorskip("pybind11")
     build = pixels.PixelBuild("pixels")
-    path = build.add_pixels("all")
+    path = build.add_pixels("pixel_ops")
     build.run()
     return load(path)
 

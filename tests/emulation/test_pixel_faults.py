@@ -17,7 +17,7 @@ def modules() -> dict:
     """A module per fault, and one without: the bf16 kernels of the op that the fault is in."""
     pytest.importorskip("pybind11")
     build = pixels.PixelBuild("pixels")  # what has no fault is compiled once for all tests
-    paths = {None: build.add_pixels("all")}
+    paths = {None: build.add_pixels("pixel_ops")}
     for source, faults in (("pixel_embed.cpp", EMBED_FAULTS), ("pixel_to_patch.cpp", PATCH_FAULTS)):
         for fault in faults:
             folder = plant(fault)
