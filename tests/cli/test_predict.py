@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -15,6 +16,8 @@ from PIL import Image
 
 import tnt
 from tnt.cli.main import main
+from tnt.cli.models import Description, _describe
+from tnt.cli.saving import export
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +91,6 @@ def test_eval_numbers_classes_as_the_weights_do(
 
 
 def _export_like(source: Path, target: Path, model: tnt.TNT) -> None:
-    from tnt.cli.models import _describe
-    from tnt.cli.saving import export
-
     description = _describe(source)
     assert description is not None
     export(target, model.state_dict(), description)
@@ -176,9 +176,14 @@ class TestErrors:
         assert "--device abacus" in error_of(capsys, "predict", photo, *more)
 
     def test_no_network(
-        self, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+        self,
+        photo: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
     ) -> None:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
         message = error_of(capsys, "predict", photo)
         assert "could not be had" in message and "pass the file as --weights" in message
 
@@ -215,6 +220,24 @@ class TestErrors:
         torch.save(tnt.TNT(img_size=32, num_classes=9, **SIZES).state_dict(), tmp_path / "9.pth")
         message = error_of(capsys, "eval", photos, "--weights", tmp_path / "9.pth", *SMALL)
         assert "has 2 classes, the model 9" in message
+
+    def test_a_file_may_not_have_timm_load_other_files(
+        self, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        kwargs = {**SIZES, "checkpoint_path": "/etc/passwd"}
+        description = Description("tnt_s_patch16_224_fused", kwargs, 2, 32, 3, None)
+        path = tmp_path / "weights.safetensors"
+        export(path, tnt.TNT(img_size=32, num_classes=2, **SIZES).state_dict(), description)
+        message = error_of(capsys, "predict", photo, "--weights", path)
+        assert "by checkpoint_path; refused" in message
+
+    def test_packages_that_are_not_installed(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        monkeypatch.delitem(sys.modules, "tnt.cli.options")
+        monkeypatch.setitem(sys.modules, "tyro", None)
+        message = error_of(capsys, "predict", "photo.jpg")
+        assert "tyro is not installed; pip install 'tnt-kernels[train]'" in message
 
     def test_an_unknown_command(self, capsys: pytest.CaptureFixture) -> None:
         assert main(["trian"]) == 2

@@ -241,6 +241,12 @@ class TestResume:
         self.assert_same_run(tmp_path, finished)
         assert not (tmp_path / ".last.pt.partial").exists()
 
+    def test_processes_that_load_images_change_nothing(
+        self, finished: Path, photos: Path, tmp_path: Path
+    ) -> None:
+        loaded = train(photos, tmp_path, "--workers", "2", "--epochs", "1")
+        assert loaded == pytest.approx(losses(finished)[:4], rel=SAME_RUN)
+
     def test_auto_without_a_run_begins_one(self, photos: Path, tmp_path: Path) -> None:
         assert len(train(photos, tmp_path, "--resume", "auto", "--epochs", "1")) == STEPS / 2
 

@@ -118,9 +118,8 @@ def open_dataset(options: DataOptions, split: str, classes: Optional[list[str]] 
 def _split_folder(root: Path, split: str) -> Path:
     names = next((names for names in _SPLITS.values() if split in names), (split,))
     for name in (split, *names):
-        for candidate in (root / name, root / f"{name}.tar"):
-            if candidate.exists():
-                return candidate
+        if (root / name).is_dir():
+            return root / name
     inside = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
     shown = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "")
     raise UserError(

@@ -41,9 +41,13 @@ def main(arguments: Optional[list[str]] = None) -> int:
         if error.name is None or error.name.split(".")[0] == "tnt":
             raise
         print(
-            f"tnt: error: this command needs {error.name}; pip install 'tnt-kernels[train]'",
+            f"tnt: error: {error.name} is not installed; pip install 'tnt-kernels[train]' brings "
+            f"what the commands need (datasets, for hfds/..., is apart)",
             file=sys.stderr,
         )
+        return 2
+    except OSError as error:  # a full disk under a log, say; checkpoints say more
+        print(f"tnt: error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -22,6 +22,9 @@ from .options import ModelOptions
 
 METADATA_KEY = "tnt"
 HUB_PREFIX = "hf-hub:"
+# What timm would load beside the model; a file has no say in that.
+_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
+_LOADING |= {"cache_dir"}
 
 
 @dataclass
@@ -117,9 +120,13 @@ def _describe(path: Path) -> Optional[Description]:
     if fields is None:
         return None
     try:
-        return Description(**fields)
+        found = Description(**fields)
+        forbidden = _LOADING & set(found.model_kwargs)
     except TypeError as error:
         raise UserError(f"{path} has a description of another version: {error}") from error
+    if forbidden:
+        raise UserError(f"{path} would have timm load something by {', '.join(forbidden)}; refused")
+    return found
 
 
 def _read_pickle(path: Path) -> Any:

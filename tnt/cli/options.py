@@ -54,8 +54,8 @@ class DataOptions:
     """Where images come from."""
 
     data: Annotated[str, Positional, arg(metavar="DATA")]
-    """Folder with one folder per split and class (train/cat/1.jpg, val/cat/2.jpg), a folder of
-    tar files, or the folder in which a dataset of --dataset lives."""
+    """Folder with one folder per split and class (train/cat/1.jpg, val/cat/2.jpg), or the
+    folder in which a dataset of --dataset lives."""
     dataset: str = ""
     """torch/cifar10, torch/cifar100, torch/flowers102, torch/pets, any other map-style dataset
     that timm reads (torch/NAME, hfds/NAME), or empty for folders."""

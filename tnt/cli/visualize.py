@@ -36,7 +36,7 @@ class Features(NamedTuple):
 
 def run(options: VisualizeOptions) -> list[Path]:
     """Write the figures into the output folder; returns their paths."""
-    image = to_mode(read_image(options.image), options.in_chans)
+    image = read_image(options.image)
     device = choose_device(options.device)
     large = replace(options, img_size=options.patch_img_size)
     tnt_large = _features("TNT", large, options.weights, image, device)
@@ -102,7 +102,8 @@ def _features(
 def _whole_image(model: nn.Module, description: Description, image: Image.Image) -> Tensor:
     """The centre of the image, none of its shorter side lost, as a batch of one."""
     config = data_config(model, description)
-    return create_transform(**{**config, "crop_pct": 1.0})(image).unsqueeze(0)
+    transform = create_transform(**{**config, "crop_pct": 1.0})
+    return transform(to_mode(image, description.in_chans)).unsqueeze(0)
 
 
 def _record_pixels(model: nn.Module, into: list[Tensor]) -> list[Any]:
