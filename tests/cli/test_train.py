@@ -321,6 +321,13 @@ class TestErrors:
         assert main([str(argument) for argument in arguments]) == 0
         TestResume.assert_same_run(tmp_path, finished)
 
+    def test_a_log_that_cannot_be_written(
+        self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        (tmp_path / "steps.csv").mkdir()
+        message = error_of(capsys, "train", photos, "--output", tmp_path, *SHORT)
+        assert "steps.csv" in message
+
     def test_classes_that_only_one_split_has(
         self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ) -> None:

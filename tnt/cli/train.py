@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -107,12 +108,16 @@ class Run:
         """Train to the last epoch; returns the last evaluation."""
         results: dict[str, float] = {}
         try:
-            while self.place.epoch < self.options.epochs:
-                self._epoch(training)
-                results = self._evaluate(validation, training.batch_sampler.steps)
-                self._save()
-        finally:
-            self.log.close()
+            with closing(self.log):
+                while self.place.epoch < self.options.epochs:
+                    self._epoch(training)
+                    results = self._evaluate(validation, training.batch_sampler.steps)
+                    self._save()
+        except OSError as error:  # of a log, or of a disk that is gone
+            raise UserError(
+                f"the run in {self.folder} stopped: {error}. Set that right, then go on with "
+                f"--resume auto"
+            ) from error
         if self.world.main:
             print(f"best top-1 {self.place.best:.2f} % ({self.folder / BEST})")
         return results
