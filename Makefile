@@ -31,6 +31,7 @@ bench: build
 
 cuda-budget:  # registers and instructions of the CUDA kernels against the baseline; needs nvcc only
 	$(PYTHON) bench/cuda_budget.py
+	$(PYTHON) bench/cuda_pixels.py
 
 # All that only a GPU can show, the build for it included, in 9 minutes at most; STAGES picks.
 gpu:

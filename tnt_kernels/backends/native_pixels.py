@@ -10,7 +10,7 @@ import torch
 KERNELS = (3, 5, 7)  # with a 1x1 window the products of fp32 would be most of its error
 UNIT_PIXELS = 4  # copied at once
 WIDTHS = (384, 640)  # of a vectorised patch and of the outer embedding, which must be equal
-GROUP_BYTES = 64 * 1024  # of a backward block, unless its smallest group takes more
+GROUP_BYTES = 80 * 1024  # of a backward block, unless its smallest group takes more
 SHARED_BYTES = 99 * 1024  # of a block, on every architecture from 8.0 on
 
 

@@ -155,7 +155,7 @@ constexpr int64_t backward_shared_bytes(const PixelEmbedPlan& plan, int element_
   return 4 * (plan.first_weight + plan.position_words() + (inputs > sums ? inputs : sums));
 }
 
-constexpr int64_t kGroupBytes = 64 * 1024;
+constexpr int64_t kGroupBytes = 80 * 1024;
 
 // Groups of about 128 tokens, or of fewer where two blocks would not fit a multiprocessor.
 inline void complete_backward(PixelEmbedPlan& plan, int element_bytes) {
