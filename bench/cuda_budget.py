@@ -1,11 +1,13 @@
-"""What nvcc makes of the CUDA kernels, held against a committed baseline; needs no GPU.
+"""What nvcc makes of every CUDA kernel, held against a committed baseline; needs no GPU.
 
-    python bench/cuda_budget.py [--archs 90 ...] [--write]
+    python bench/cuda_budget.py [--archs 90 ...] [--sources forward_bf16 ...] [--write]
+    python bench/cuda_budget.py --archs 90 --built tnt_kernels/_C_cuda.abi3.so
 
-Per kernel and architecture: registers, stack (spills), shared memory, warps per multiprocessor, and
-the instructions of the main loop per sequence (per patch), by pipe. Loops inside it count as often
-as they run. Exits with 1 where registers, shared memory or instructions exceed the baseline by more
-than 3 %, or the stack grows. cuobjdump and nvdisasm come with triton.
+Compiles csrc/cuda for each architecture (or reads a library that was built for it) and prints per
+kernel registers, stack (spills) and instructions; for the kernels of MAIN_LOOPS also shared memory,
+warps per multiprocessor, and the instructions of the main loop per sequence (per patch), by pipe,
+with a modelled time. Exits with 1 where registers, shared memory or instructions exceed the
+baseline by more than 3 %, or the stack grows. cuobjdump comes with triton.
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ import argparse
 import collections
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Optional
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = ROOT / "bench" / "results" / "cuda_budget.json"
+BUILD = ROOT / "build" / "cuda_budget"
 TOLERANCE = 1.03
 ARCHS = ("80", "90", "100", "120")
 SHARED_KB = {"80": 163, "90": 227, "100": 227, "120": 99}  # per multiprocessor
@@ -39,41 +42,28 @@ PIPES = {
 # H100: multiprocessors, GHz, instructions per clock, GB/s; the workload is TNT at batch 256.
 H100 = {"multiprocessors": 132, "ghz": 1.755, "issue": 4, "gb_per_s": 3000}
 SEQUENCES = 256 * 196
+COMPARED = ("registers", "stack_bytes", "instructions", "shared_bytes", "instructions_per_sequence")
+
+# Kernels whose main loop is counted, and how often the loops inside it run, in order of address:
+# steps of heads and chunks of hidden units, where they are not unrolled.
+MAIN_LOOPS = {
+    f"inner_block_fwd {dtype}-S16-C{dim}-heads4": loops
+    for dtype, loops_of_dim in (
+        ("BFloat16", {24: (), 40: ()}),
+        ("Float16", {24: (), 40: ()}),
+        ("Float32", {24: (2, 3), 40: (4, 5)}),
+        ("TensorFloat32", {24: (2, 3), 40: (4, 5)}),
+    )
+    for dim, loops in loops_of_dim.items()
+}
 
 
-class Kernel(NamedTuple):
-    """A configuration, and how often the loops inside its main loop run, in order of address."""
-
-    dtype: str
-    tokens: int
-    dim: int
-    heads: int
-    inner_loops: tuple = ()
-
-    @property
-    def name(self) -> str:
-        """`BFloat16-S16-C24-heads4`."""
-        return f"{self.dtype}-S{self.tokens}-C{self.dim}-heads{self.heads}"
-
-
-KERNELS = (
-    Kernel("BFloat16", 16, 24, 4),
-    Kernel("BFloat16", 16, 40, 4),
-    Kernel("Float16", 16, 24, 4),
-    Kernel("Float16", 16, 40, 4),
-    Kernel("Float32", 16, 24, 4, (2, 3)),  # steps of heads, chunks of hidden units
-)
-
-# The shared memory is read off the name of a second kernel.
-SOURCE = """
-#include "cuda/inner_block/forward.cuh"
-namespace tnt_kernels::cuda {{
-using Config = TunedConfig<{dtype}, {tokens}, {dim}, {heads}>;
-template __global__ void inner_block_fwd_kernel<Config>(const __grid_constant__ ForwardParams);
-template <int> __global__ void shared_bytes() {{}}
-template __global__ void shared_bytes<Config::kSharedBytes>();
-}}
-"""
+def load_setup() -> object:
+    """setup.py as a module: its compiler flags and its ninja file."""
+    spec = importlib.util.spec_from_file_location("tnt_setup_py", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def tool(name: str, *arguments: str) -> str:
@@ -85,66 +75,150 @@ def tool(name: str, *arguments: str) -> str:
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def main_loop(assembly: str, kernel: Kernel) -> collections.Counter:
-    """Opcodes of the longest loop, each counted as often as it runs per pass."""
-    code = [
-        (int(match[1], 16), re.sub(r"^@!?U?P\w+\s+", "", match[2]))
-        for match in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", assembly, re.MULTILINE)
-    ]
+def compile_all(archs: Iterable[str], wanted: Optional[list]) -> dict:
+    """Device code of every source for every architecture: {arch: [cubin, ...]}."""
+    setup_py = load_setup()
+    sources = [s for s in setup_py.cuda_sources() if s.endswith(".cu")]
+    if wanted is not None:
+        sources = [s for s in sources if Path(s).stem in wanted]
+        if not sources:
+            raise SystemExit(f"cuda_budget: no source is called {' or '.join(wanted)}")
+    ninja = setup_py.NinjaFile(BUILD)
+    cubins: dict = {}
+    for arch in archs:
+        flags = [*setup_py.NVCC_FLAGS, "-Icsrc", f"-arch=sm_{arch}", "-cubin"]
+        for source in sources:
+            cubins.setdefault(arch, []).append(
+                ninja.compile(source, f"sm_{arch}", ["nvcc", *flags])
+            )
+    ninja.run()
+    return cubins
+
+
+def kernel_name(demangled: str) -> str:
+    """`inner_block_fwd BFloat16-S16-C24-heads4`; tuning is left out, so that it can change."""
+    name = short(demangled)
+    depth, end = 0, len(name)
+    for position, letter in enumerate(name):  # cut at the parameters
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            end = position
+            break
+    name = re.sub(r"_kernel(?=<|$)", "", name[:end])
+    size = r"<\w+<(\w+),(\d+),(\d+),(\d+)[^<>]*>>"  # a configuration: type, S, C, heads, tuning
+    return re.sub(size, r" \1-S\2-C\3-heads\4", name)
+
+
+def kernels_of(file: Path, arch: str) -> Iterator[tuple]:
+    """(name, registers, stack, [(address, instruction), ...], demangled name) of each kernel."""
+    options = ("-arch", f"sm_{arch}") if file.suffix == ".so" else ()
+    usage = dict(
+        re.findall(r"Function (\w+):\s+(REG:.*)", tool("cuobjdump", "-res-usage", *options, file))
+    )
+    mangled = list(usage)
+    plain = subprocess.run(
+        ["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    demangled = dict(zip(mangled, plain))
+    for part in tool("cuobjdump", "-sass", *options, file).split("Function : ")[1:]:
+        function = part.split(maxsplit=1)[0]
+        code = [
+            (int(match[1], 16), re.sub(r"^@!?U?P\w+\s+", "", match[2]))
+            for match in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", part, re.MULTILINE)
+        ]
+        figures = dict(re.findall(r"(REG|STACK):(\d+)", usage[function]))
+        name = kernel_name(demangled[function])
+        yield name, int(figures["REG"]), int(figures["STACK"]), code, demangled[function]
+
+
+def main_loop(code: list, inner_loops: tuple, name: str) -> collections.Counter:
+    """Opcodes of the loop with the most tensor work, each as often as it runs per pass."""
     loops = []
     for address, text in code:
         target = re.search(r"^BRA\S* .*?(0x[0-9a-f]+)", text)
         if target and int(target[1], 16) < address:
             loops.append((int(target[1], 16), address))
-    first, last = max(loops, key=lambda loop: loop[1] - loop[0])
+
+    def tensor_work(loop: tuple) -> tuple:
+        inside = [text for address, text in code if loop[0] <= address <= loop[1]]
+        return sum(text.startswith("HMMA") for text in inside), len(inside)
+
+    first, last = max(loops, key=tensor_work)
     inner = sorted(loop for loop in loops if first < loop[0] and loop[1] < last)
-    if len(inner) != len(kernel.inner_loops):
-        raise SystemExit(f"cuda_budget: {kernel.name}: loops inside the main loop: {inner}")
+    if len(inner) != len(inner_loops):
+        raise SystemExit(f"cuda_budget: {name}: loops inside the main loop: {inner}")
     counts: collections.Counter = collections.Counter()
     for address, text in code:
         if first <= address <= last:
             times = 1
-            for (begin, end), trips in zip(inner, kernel.inner_loops):
+            for (begin, end), trips in zip(inner, inner_loops):
                 times *= trips if begin <= address <= end else 1
             counts[text.split()[0].split(".")[0]] += times
     return counts
 
 
-def measure(kernel: Kernel, arch: str) -> dict:
-    """Compile one kernel for one architecture and read its figures."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder, "kernel.cu"), str(Path(folder, "kernel.cubin"))
-        source.write_text(SOURCE.format(**kernel._asdict()))
-        flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
-        command = ["nvcc", *flags, f"-arch=sm_{arch}", "-cubin", "-o", cubin, str(source)]
-        subprocess.run(command, check=True)
-        usage = tool("cuobjdump", "-res-usage", cubin)
-        assembly = tool("cuobjdump", "-sass", cubin)
-    function = re.search(r"Function (\w+inner_block_fwd_kernel\w+):\s+(.*)", usage)
-    tiles, warps = map(int, re.findall(r"Li(\d+)E", function[1])[3:5])
-    registers = int(re.search(r"REG:(\d+)", function[2])[1])
-    shared = int(re.search(r"shared_bytesILi(\d+)E", usage)[1])
-    section = next(
-        part for part in assembly.split("Function : ") if "inner_block_fwd" in part[:200]
-    )
-    counts = main_loop(section, kernel)
-    sequences = 16 * tiles // kernel.tokens
-    instructions = sum(counts.values()) / sequences
-    pipes = {
-        pipe: round(sum(counts[opcode] for opcode in opcodes.split()) / sequences, 1)
-        for pipe, opcodes in PIPES.items()
-    }
-    pipes["other"] = round(instructions - sum(pipes.values()), 1)
-    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
-    by_shared = SHARED_KB[arch] * 1024 // (shared + 1024)
-    return {
-        "registers": registers,
-        "stack_bytes": int(re.search(r"STACK:(\d+)", function[2])[1]),
-        "shared_bytes": shared,
-        "warps_per_multiprocessor": min(by_registers, by_shared, MOST_WARPS[arch] // warps) * warps,
-        "instructions_per_sequence": round(instructions, 1),
-        "pipes": pipes,
-    }
+def shared_bytes() -> dict:
+    """Dynamic shared memory of the kernels of MAIN_LOOPS, read off the names of empty kernels."""
+    lines = ['#include "cuda/inner_block/instances.cuh"', "namespace tnt_kernels::cuda {"]
+    lines.append("template <class, int> __global__ void shared_bytes() {}")
+    for name in MAIN_LOOPS:
+        dtype, tokens, dim, heads = re.findall(r" (\w+)-S(\d+)-C(\d+)-heads(\d+)", name)[0]
+        config = f"TunedConfig<{dtype}, {tokens}, {dim}, {heads}>"
+        lines.append(f"template __global__ void shared_bytes<{config}, {config}::kSharedBytes>();")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    source, cubin = BUILD / "shared_bytes.cu", BUILD / "shared_bytes.cubin"
+    source.write_text("\n".join([*lines, "}"]) + "\n")
+    flags = [*load_setup().NVCC_FLAGS, f"-I{ROOT / 'csrc'}", "-arch=sm_90", "-cubin"]
+    subprocess.run(["nvcc", *flags, "-o", cubin, source], check=True)
+    found = {}
+    for *_, demangled in kernels_of(cubin, "90"):
+        dtype, (*sizes, _, _, _), rest = configuration(demangled)
+        size = int(re.search(r"\d+", rest)[0])
+        found["inner_block_fwd {}-S{}-C{}-heads{}".format(dtype, *sizes)] = size
+    return found
+
+
+def configuration(demangled: str) -> tuple:
+    """(element type, [S, C, heads, tiles, warps, blocks], what follows) of a kernel's name."""
+    found = re.search(r"InnerConfig<(\w+)((?:,\d+){6})>(.*)", short(demangled))
+    return found[1], [int(number) for number in found[2].split(",")[1:]], found[3]
+
+
+def short(demangled: str) -> str:
+    """Without namespaces, casts and spaces."""
+    drop = r"tnt_kernels::cuda::|\(anonymous namespace\)::|^void |\(int\)|(?<=[,>]) | (?=>)"
+    return re.sub(drop, "", demangled)
+
+
+def measure(name: str, registers: int, stack: int, code: list, demangled: str) -> dict:
+    """The figures of one kernel; shared memory and occupancy are added by `add_occupancy`."""
+    executed = [text for _, text in code if not text.startswith("NOP")]
+    figures = {"registers": registers, "stack_bytes": stack, "instructions": len(executed)}
+    if name in MAIN_LOOPS:
+        _, (tokens, _, _, tiles, warps, _), _ = configuration(demangled)
+        sequences = 16 * tiles // tokens
+        counts = main_loop(code, MAIN_LOOPS[name], name)
+        total = sum(counts.values()) / sequences
+        pipes = {
+            pipe: round(sum(counts[opcode] for opcode in opcodes.split()) / sequences, 1)
+            for pipe, opcodes in PIPES.items()
+        }
+        pipes["other"] = round(total - sum(pipes.values()), 1)
+        figures.update(instructions_per_sequence=round(total, 1), warps=warps, pipes=pipes)
+    return figures
+
+
+def add_occupancy(found: dict, shared: dict) -> None:
+    """Shared memory and resident warps, where the size of a block is known."""
+    for key, figures in found.items():
+        arch, name = key.removeprefix("sm_").split(maxsplit=1)
+        if name not in shared:
+            continue
+        warps = figures.pop("warps")
+        by_registers = 65536 // (-(-figures["registers"] // 8) * 8 * 32 * warps)
+        by_shared = SHARED_KB[arch] * 1024 // (shared[name] + 1024)
+        resident = min(by_registers, by_shared, MOST_WARPS[arch] // warps) * warps
+        figures.update(shared_bytes=shared[name], warps_per_multiprocessor=resident)
 
 
 def problems(found: dict, baseline: dict) -> list:
@@ -155,9 +229,9 @@ def problems(found: dict, baseline: dict) -> list:
         if before is None:
             worse.append(f"{key} is not in the baseline; run with --write")
             continue
-        for name in ("registers", "stack_bytes", "shared_bytes", "instructions_per_sequence"):
-            if figures[name] > before[name] * TOLERANCE:
-                worse.append(f"{key}: {name} {before[name]} -> {figures[name]}")
+        for name in COMPARED:
+            if figures.get(name, 0) > before.get(name, 0) * TOLERANCE:
+                worse.append(f"{key}: {name} {before.get(name, 0)} -> {figures[name]}")
     return worse
 
 
@@ -168,14 +242,19 @@ def modelled_us(figures: dict) -> float:
     return clocks / (H100["ghz"] * 1e3)
 
 
-def print_table(found: dict) -> None:
-    """One line per kernel and architecture."""
+def print_tables(found: dict) -> None:
+    """Every kernel's resources, then the main loops."""
+    print(f"{'kernel':62} {'regs':>4} {'stack':>5} {'instr':>6}")
+    for key, figures in found.items():
+        line = f"{key:62} {figures['registers']:4} {figures['stack_bytes']:5} "
+        print(line + f"{figures['instructions']:6}")
     columns = (*PIPES, "other")
-    head = f"{'kernel':34} {'regs':>4} {'stack':>5} {'smem':>6} {'warps':>5} {'instr/seq':>9}"
+    head = f"\n{'main loop':50} {'smem':>6} {'warps':>5} {'instr/seq':>9}"
     print(head + "".join(f" {pipe:>8}" for pipe in columns) + "  H100 us (model), bytes")
     for key, figures in found.items():
-        line = f"{key:34} {figures['registers']:4} {figures['stack_bytes']:5} "
-        line += f"{figures['shared_bytes']:6} {figures['warps_per_multiprocessor']:5} "
+        if "pipes" not in figures:
+            continue
+        line = f"{key:50} {figures['shared_bytes']:6} {figures['warps_per_multiprocessor']:5} "
         line += f"{figures['instructions_per_sequence']:9}"
         line += "".join(f" {figures['pipes'][pipe]:8}" for pipe in columns)
         if key.startswith("sm_90"):
@@ -186,22 +265,36 @@ def print_table(found: dict) -> None:
         print(line)
 
 
+def write_baseline(found: dict) -> None:
+    """One line per kernel."""
+    lines = [f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(found)]
+    BASELINE.parent.mkdir(exist_ok=True)
+    BASELINE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main() -> int:
     """Compile, print, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", nargs="+", default=ARCHS, choices=ARCHS)
+    parser.add_argument("--sources", nargs="+", metavar="STEM", help="only these .cu files")
+    parser.add_argument("--built", type=Path, metavar="LIB", help="read sm_90 off this library")
     parser.add_argument("--write", action="store_true", help="make these figures the baseline")
-    parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
-    cases = [(kernel, arch) for arch in given.archs for kernel in KERNELS]
-    with ThreadPoolExecutor(given.jobs) as pool:
-        figures = list(pool.map(lambda case: measure(*case), cases))
-    found = {f"sm_{arch} {kernel.name}": f for (kernel, arch), f in zip(cases, figures)}
-    print_table(found)
+    os.chdir(ROOT)
+    files = {"90": [given.built]} if given.built else {}
+    files.update(compile_all([arch for arch in given.archs if arch not in files], given.sources))
+    found = {
+        f"sm_{arch} {kernel[0]}": measure(*kernel)
+        for arch in given.archs
+        for file in files.get(arch, ())
+        for kernel in kernels_of(file, arch)
+    }
+    add_occupancy(found, shared_bytes())
+    print_tables(found)
     baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     if given.write:
-        BASELINE.parent.mkdir(exist_ok=True)
-        BASELINE.write_text(json.dumps({**baseline, **found}, indent=1) + "\n")
+        whole = given.sources is None and tuple(given.archs) == ARCHS
+        write_baseline(found if whole else {**baseline, **found})
         return 0
     worse = problems(found, baseline)
     print("\n".join(worse) or "cuda_budget: within the baseline")

@@ -11,9 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from emulation.calls import SIZES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "cuda_budget.py"
-TARGETS = {"sm_90 BFloat16-S16-C24-heads4": 760, "sm_90 BFloat16-S16-C40-heads4": 1210}
+TARGETS = {
+    "sm_90 inner_block_fwd BFloat16-S16-C24-heads4": 760,
+    "sm_90 inner_block_fwd BFloat16-S16-C40-heads4": 1210,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,34 @@ def test_baseline_meets_the_targets(baseline: dict) -> None:
 
 
 def test_baseline_covers_every_kernel_and_architecture(budget: ModuleType, baseline: dict) -> None:
-    keys = {f"sm_{arch} {kernel.name}" for arch in budget.ARCHS for kernel in budget.KERNELS}
-    assert set(baseline) == keys
+    kernels: dict = {}
+    for key in baseline:
+        arch, name = key.removeprefix("sm_").split(maxsplit=1)
+        kernels.setdefault(arch, set()).add(name)
+    assert set(kernels) == set(budget.ARCHS)
+    assert all(names == kernels["90"] for names in kernels.values())
+    assert set(budget.MAIN_LOOPS) <= kernels["90"]
+    for dtype in ("BFloat16", "Float16", "Float32", "TensorFloat32"):
+        for tokens, dim, heads in SIZES:
+            assert f"inner_block_fwd {dtype}-S{tokens}-C{dim}-heads{heads}" in kernels["90"]
+
+
+def test_forward_kernels_of_the_papers_models_do_not_spill(baseline: dict) -> None:
+    figures = [f for key, f in baseline.items() if "inner_block_fwd" in key and "-S16-" in key]
+    assert figures and all(f["stack_bytes"] == 0 for f in figures)
+
+
+def test_names_leave_out_tuning(budget: ModuleType) -> None:
+    space = "tnt_kernels::cuda::"
+    sizes = "(int)16, (int)24, (int)4, (int)2, (int)8, (int)2"
+    config = f"{space}InnerConfig<{space}BFloat16, {sizes}>"
+    for suffix in (" >", ">"):
+        text = f"void {space}inner_block_fwd_kernel<{config}{suffix}({space}ForwardParams)"
+        assert budget.kernel_name(text) == "inner_block_fwd BFloat16-S16-C24-heads4"
+        assert budget.configuration(text)[:2] == ("BFloat16", [16, 24, 4, 2, 8, 2])
+    other = f"void {space}(anonymous namespace)::sum_kernel<{space}Float16, (int)3>(float*, int)"
+    assert budget.kernel_name(other) == "sum<Float16,3>"
+    assert budget.kernel_name(f"{space}sum_kernel(float const*)") == "sum"
 
 
 def test_only_what_got_worse_is_a_problem(budget: ModuleType, baseline: dict) -> None:
@@ -55,15 +85,18 @@ def test_only_what_got_worse_is_a_problem(budget: ModuleType, baseline: dict) ->
 def test_loops_count_as_often_as_they_run(budget: ModuleType) -> None:
     lines = ["MOV R0, R1", "@P0 FADD R1, R1, R2", "MUFU.EX2 R1, R1", "@P1 BRA 0x10", "STG R1"]
     lines += ["@!UP0 BRA.U 0x0", "EXIT"]
-    assembly = "".join(f"        /*{16 * i:04x}*/   {line} ;\n" for i, line in enumerate(lines))
-    counts = budget.main_loop(assembly, budget.Kernel("Float32", 16, 24, 4, (3,)))
+    code = [
+        (16 * i, line.split(maxsplit=1)[-1] if line[0] == "@" else line)
+        for i, line in enumerate(lines)
+    ]
+    counts = budget.main_loop(code, (3,), "kernel")
     assert counts == {"MOV": 1, "FADD": 3, "MUFU": 3, "BRA": 4, "STG": 1}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_kernels_stay_within_the_baseline(budget: ModuleType) -> None:
     pytest.importorskip("triton")  # for its cuobjdump
-    command = [sys.executable, str(SCRIPT), "--archs", "90"]
+    command = [sys.executable, str(SCRIPT), "--archs", "90", "--sources", "forward_bf16"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cuda_budget: within the baseline" in done.stdout
