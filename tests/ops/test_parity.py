@@ -80,10 +80,10 @@ def _fuzzed(seed: int) -> tuple:
     return SPECS[name], case
 
 
-@pytest.mark.parametrize("pair", [_fuzzed(seed) for seed in range(40)], ids=pair_id)
+@pytest.mark.parametrize("fuzzed", [_fuzzed(seed) for seed in range(40)], ids=pair_id)
 @pytest.mark.parametrize("backend", ACCELERATED)
-def test_fuzzed_sizes_match_reference(backend: str, pair: tuple, device: str) -> None:
-    spec, case = pair
+def test_fuzzed_sizes_match_reference(backend: str, fuzzed: tuple, device: str) -> None:
+    spec, case = fuzzed
     assert_parity(backend, spec, case, torch.float32, device)
 
 
