@@ -148,6 +148,15 @@ def cuda_arch_flags(toolkit: CudaToolkit) -> list[str]:
     return flags
 
 
+def nvcc_threads(cores: int, archs: int) -> int:
+    """Architectures that one nvcc compiles at a time.
+
+    Ninja fills the cores with files while there are files; on many cores the last, largest file
+    would then go through its architectures one by one.
+    """
+    return max(1, min(archs, cores // 4))
+
+
 def known_default_archs(toolkit: CudaToolkit) -> list[str]:
     command = [toolkit.nvcc, "--list-gpu-arch"]
     known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -276,7 +285,9 @@ class BuildLibraries(build_ext):
     def add_cuda(self, ninja: NinjaFile, sources: list[str], output: Path) -> None:
         root = self.cuda.root
         nvcc = [self.cuda.nvcc, *NVCC_FLAGS, "-Xcompiler", self.prefix_map()]
-        nvcc += [*cuda_arch_flags(self.cuda), *self.common_flags()]
+        archs = cuda_arch_flags(self.cuda)
+        nvcc += [*archs, f"--threads={nvcc_threads(os.cpu_count() or 1, len(archs))}"]
+        nvcc += self.common_flags()
         nvcc += ["-ccbin", cxx()[0]] if "CXX" in os.environ else []
         host = self.cxx_command("-DUSE_CUDA", "-isystem", str(root / "include"))
         objects = [

@@ -108,3 +108,12 @@ def test_unreadable_architecture_is_named(
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;Hopper")
     with pytest.raises(SystemExit, match="got 'Hopper'"):
         setup_py.cuda_arch_flags(None)
+
+
+@pytest.mark.parametrize(
+    ("cores", "archs", "threads"), [(1, 5, 1), (2, 5, 1), (8, 5, 2), (16, 1, 1), (64, 5, 5)]
+)
+def test_architectures_are_compiled_at_once_where_cores_would_idle(
+    setup_py: ModuleType, cores: int, archs: int, threads: int
+) -> None:
+    assert setup_py.nvcc_threads(cores, archs) == threads
