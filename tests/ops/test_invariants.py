@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from child import run_python
-from ops.helpers import ACCELERATED, as_leaves, output_and_gradients, run_backend
+from ops.helpers import ACCELERATED, INTERPRETED, as_leaves, output_and_gradients, run_backend
 from tolerance import REORDERED_FLOAT32_SUM, assert_close
 
 from tnt_kernels.reference import SPECS
@@ -146,13 +146,15 @@ def test_concurrent_calls_do_not_disturb_each_other(
     args = _large_args(spec, device)
     expected = output_and_gradients(backend, spec, as_leaves(spec, args))
     mismatches = []
+    # interpreted kernels wait for each other: two calls show that, more take minutes
+    num_threads, num_calls = (2, 1) if backend == "triton" and INTERPRETED else (4, 3)
 
     def work() -> None:
-        for _ in range(3):
+        for _ in range(num_calls):
             found = output_and_gradients(backend, spec, as_leaves(spec, args))
             mismatches.extend(n for n in expected if not torch.equal(found[n], expected[n]))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(num_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:
