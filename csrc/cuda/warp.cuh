@@ -27,7 +27,7 @@ struct FloatPair {
 TNT_DEVICE int lane_id() { return static_cast<int>(threadIdx.x % 32); }
 TNT_DEVICE int thread_id() { return static_cast<int>(threadIdx.x); }
 // The same in all lanes, and known to the compiler to be: what follows from it is computed once per
-// warp, and branches on it do not diverge.
+// warp, and branches on it do not diverge. All lanes of a warp call it together.
 TNT_DEVICE int warp_id() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0); }
 TNT_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 TNT_DEVICE int block_id() { return static_cast<int>(blockIdx.x); }

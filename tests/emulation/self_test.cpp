@@ -28,6 +28,10 @@ void barrier_in_half_a_warp() {
   if (lane_id() < 16) block_sync();
 }
 
+void warp_id_in_half_a_warp() {
+  if (lane_id() < 16) warp_id();
+}
+
 void misaligned_vector_load() { load_words<4>(dynamic_shared() + 2); }
 
 void read_past_shared_memory() {
@@ -47,6 +51,7 @@ std::map<std::string, void (*)()> misuses() {
           {"shuffles with different masks", shuffles_with_different_masks},
           {"barrier in one warp", barrier_in_one_warp},
           {"barrier in half a warp", barrier_in_half_a_warp},
+          {"warp id in half a warp", warp_id_in_half_a_warp},
           {"misaligned vector load", misaligned_vector_load},
           {"read past shared memory", read_past_shared_memory},
           {"operand that is no tf32 number", operand_that_is_no_tf32}};

@@ -11,6 +11,7 @@ MISUSES = {
     "shuffles with different masks": "different collectives",
     "barrier in one warp": "some warps wait at a barrier",
     "barrier in half a warp": "different collectives",
+    "warp id in half a warp": "different collectives",
     "misaligned vector load": "misaligned access",
     "read past shared memory": "access fault at address",
     "operand that is no tf32 number": "not a tf32 number",

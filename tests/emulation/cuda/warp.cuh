@@ -26,7 +26,12 @@ struct FloatPair {
 // ---- Threads and memory -----------------------------------------------------------------------
 
 inline int lane_id() { return emulation::thread().lane; }
-inline int warp_id() { return emulation::thread().warp; }
+// A shuffle on a GPU, so that all lanes must come.
+inline int warp_id() {
+  constexpr int kWarpId = 1000;  // beyond the kinds of collectives below
+  emulation::collective(kWarpId, nullptr, [](void* const*) {});
+  return emulation::thread().warp;
+}
 inline int thread_id() { return 32 * emulation::thread().warp + emulation::thread().lane; }
 inline int block_threads() { return 32 * emulation::thread().warps; }
 inline int block_id() { return emulation::thread().block; }
