@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -78,6 +79,19 @@ def test_a_missing_dataset_says_how_to_get_it(
     for name in ("cifar10", "cifar100", "flowers102", "pets"):
         message = error_of(capsys, "finetune", tmp_path, "--dataset", f"torch/{name}")
         assert "--download fetches it" in message
+
+
+def test_a_download_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def download(_: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", download)
+    arguments = ["finetune", tmp_path / "new" / "folder", "--dataset", "torch/cifar10"]
+    message = error_of(capsys, *arguments, "--download")
+    assert "no network" in message and "--download fetches" not in message
+    assert "no such folder" in error_of(capsys, "finetune", tmp_path / "none", *arguments[2:])
 
 
 @pytest.mark.parametrize("name", ["wds/x", "imagenet", "torch/none"])

@@ -16,7 +16,8 @@ from PIL import Image
 
 import tnt
 from tnt.cli.main import main
-from tnt.cli.models import Description, _describe
+from tnt.cli.models import Description, _describe, build
+from tnt.cli.options import parse
 from tnt.cli.saving import export
 
 
@@ -56,6 +57,38 @@ def test_predict_names_imagenets_classes_and_reads_a_bare_state_dict(
     weights = ["--weights", str(tmp_path / "w.pth.tar")]
     assert main(["predict", str(photo), *weights, *SMALL, "--device", "cpu", "--top", "1"]) == 0
     assert "tabby, tabby cat" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [("hub", "timm/tnt_s_patch16_224.in1k"), ("hf-hub:someone/else", "someone/else")],
+)
+def test_weights_of_the_hub_are_those_that_timm_publishes(
+    weights: str,
+    expected: str,
+    photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    model = tnt.tnt_s(depth=1)
+    with torch.no_grad():
+        model.head.bias[281] = 100.0
+    asked = []
+
+    def download(hub_id: str, *_: object, **__: object) -> dict[str, torch.Tensor]:
+        asked.append(hub_id)
+        return model.state_dict()
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
+    arguments = ["predict", str(photo), "--weights", weights, "--model-kwargs", "depth", "1"]
+    assert main([*arguments, "--top", "1"]) == 0
+    assert asked == [expected]
+    assert "tabby, tabby cat" in capsys.readouterr().out
+    options = parse("finetune", ["data", "--model-kwargs", "depth", "1"])
+    tuned, description = build(options, weights, num_classes=3, class_names=["a", "b", "c"])
+    assert (description.img_size, tuned.head.weight.shape[0]) == (384, 3)
+    assert torch.equal(tuned.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+    assert tuned.patch_pos.shape[1] == 1 + 24 * 24
 
 
 @pytest.mark.parametrize("amp", ["bf16", None])

@@ -93,11 +93,12 @@ def open_dataset(options: DataOptions, split: str, classes: Optional[list[str]] 
         classes: names in the order of the class numbers; folders of other names are refused.
     Raises: UserError for a path, dataset or split that is not there, or without images.
     """
-    root = Path(options.data)
-    if not root.exists():
+    root, name = Path(options.data), options.dataset
+    downloads = options.download and name.startswith("torch/")
+    if not root.exists() and not downloads:
         raise UserError(f"DATA {root}: no such folder; check the path")
-    name = options.dataset
     try:
+        root.mkdir(parents=True, exist_ok=True)
         if name in _OWN_DATASETS:
             return _OWN_DATASETS[name](str(root), split in _SPLITS["train"], options.download)
         if name.startswith(("wds/", "tfds/", "hfids/")):
@@ -105,14 +106,24 @@ def open_dataset(options: DataOptions, split: str, classes: Optional[list[str]] 
         if name and not name.startswith(("torch/", "hfds/")):
             raise UserError(f"--dataset {name!r} must begin with torch/ or hfds/, or be empty")
         folder = str(root) if name else str(_split_folder(root, split))
-        more = {"download": options.download} if name.startswith("torch/") else {}
+        more = {"download": True} if downloads else {}
         dataset = create_dataset(name, folder, split=split, search_split=False, **more)
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
-        remedy = "; --download fetches it" if name.startswith("torch/") else ""
+        fetches = name.startswith("torch/") and not downloads
+        remedy = "; --download fetches it" if fetches else ""
         raise UserError(f"DATA {root} ({split}): {error}{remedy}") from error
     if classes is not None and not name:
         _number_as(dataset, classes, folder)
     return dataset
+
+
+def download_once(options: DataOptions, splits: tuple[str, ...], world: World) -> None:
+    """With --download, let one process of many fetch the dataset before the others open it."""
+    if options.download and world.size > 1:
+        if world.main:
+            for split in splits:
+                open_dataset(options, split)
+        world.wait()
 
 
 def _split_folder(root: Path, split: str) -> Path:

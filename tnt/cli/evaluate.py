@@ -15,6 +15,7 @@ from .data import (
     PADDING,
     Images,
     class_names,
+    download_once,
     evaluation_order,
     loader,
     open_dataset,
@@ -60,8 +61,9 @@ def evaluate(
 def run(options: EvalOptions) -> dict[str, float]:
     """Print, and return, the accuracy of the options' model on their data."""
     device = choose_device(options.device)
-    source = open_dataset(options, options.val_split)  # before the weights: paths fail at once
     with joined(device) as world:
+        download_once(options, (options.val_split,), world)
+        source = open_dataset(options, options.val_split)  # before the weights: it fails at once
         model, description = build(options, options.weights)
         names = class_names(source)
         if description.class_names is not None and not options.dataset:

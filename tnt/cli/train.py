@@ -16,6 +16,7 @@ from .data import (
     Images,
     TrainingOrder,
     class_names,
+    download_once,
     evaluation_order,
     loader,
     open_dataset,
@@ -53,14 +54,15 @@ def run(options: TrainOptions) -> dict[str, float]:
 
     Raises: UserError for what cannot be used, before anything is written where that can be.
     """
-    train_source = open_dataset(options, options.train_split)
-    names = class_names(train_source)
-    if names is None:
-        raise UserError(f"--dataset {options.dataset} has no class names to count classes by")
-    val_source = open_dataset(options, options.val_split, names)
     folder = Path(options.output)
-    state = _state_to_resume(options, folder)
     with joined(choose_device(options.device)) as world:
+        download_once(options, (options.train_split, options.val_split), world)
+        train_source = open_dataset(options, options.train_split)
+        names = class_names(train_source)
+        if names is None:
+            raise UserError(f"--dataset {options.dataset} has no class names to count classes by")
+        val_source = open_dataset(options, options.val_split, names)
+        state = _state_to_resume(options, folder)
         seed_everything(options.seed)
         found = None if state is None else Description(**state["description"])
         model, description = build(

@@ -5,7 +5,8 @@
 
 timm's own names stay timm's. Pretrained weights are those that timm publishes for the plain models.
 `python -m tnt.timm_plugin train.py ...` runs a script of timm (train.py, validate.py, benchmark.py)
-with these names known.
+with these names known. torch.compile and torch.export trace these models; TorchScript and symbolic
+FX, which cannot look into the operators, do not.
 """
 
 from __future__ import annotations
