@@ -34,13 +34,16 @@ needs_triton = pytest.mark.skipif(
 @needs_triton
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_shipped_kernels_compile_within_limits(architecture: str) -> None:
-    """No spills, shared memory that fits, wgmma on Hopper, and no worse than the baseline."""
+    """No new spills, shared memory that fits, wgmma on Hopper, no worse than the baseline."""
     done = run_python(MEASURE.format(architecture=architecture), TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kernels"]
     for name, report in found["kernels"].items():
-        assert report["stack"] == 0, f"{name} spills: {report}"
+        # Known spills: float32, whose three TF32 products need more registers than there are, and
+        # one kernel of the widest C on sm80. Smaller tiles would repeat work, which costs more.
+        known = BASELINE["kernels"].get(name, {}).get("stack", 0)
+        assert report["stack"] == 0 or known > 0, f"{name} spills: {report}"
         assert report["shared"] <= SHARED_LIMIT[architecture], f"{name}: {report}"
         if architecture == "sm90" and name.endswith("pixel_to_patch_fwd_kernel"):
             assert report["wgmma"] > 0 or "float32" in name, name
@@ -48,5 +51,12 @@ def test_shipped_kernels_compile_within_limits(architecture: str) -> None:
     if found["triton"] == BASELINE["triton"]:
         for name, report in found["kernels"].items():
             baseline = BASELINE["kernels"][name]
-            for cost in ("registers", "instructions"):
+            for cost in ("registers", "instructions", "stack"):
                 assert report[cost] <= 1.1 * baseline[cost], f"{name}: {cost} {report[cost]}"
+
+
+def test_known_spills_are_few() -> None:
+    spilling = {name for name, report in BASELINE["kernels"].items() if report["stack"] > 0}
+    sixteen_bit = {name for name in spilling if "float32" not in name}
+    assert sixteen_bit == {"sm80 stride 8 bfloat16 inner_attention_bwd_dw_kernel"}
+    assert all("_bwd_" in name for name in spilling)
