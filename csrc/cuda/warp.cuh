@@ -80,6 +80,8 @@ TNT_DEVICE void store_half_word(void* address, uint32_t low_bits) {
 
 TNT_DEVICE float load_float(const void* address) { return *static_cast<const float*>(address); }
 
+TNT_DEVICE void store_float(void* address, float value) { *static_cast<float*>(address) = value; }
+
 // ---- Scalars ----------------------------------------------------------------------------------
 
 TNT_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }

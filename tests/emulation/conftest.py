@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-from emulation import calls, pixels
+from emulation import backwards, calls, pixels
 from emulation.build import EmulatorBuild, load
 
 
@@ -29,10 +29,21 @@ def pixel_kernels() -> ModuleType:
     return load(path)
 
 
+@pytest.fixture(scope="session")
+def backward_kernels() -> ModuleType:
+    """The emulator with every backward body of the inner block."""
+    pytest.importorskip("pybind11")
+    build = backwards.BackwardBuild("backward")
+    path = build.add_backward("all-backward")
+    build.run()
+    return load(path)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many kernel bodies the emulator ran, and how many planted faults it caught."""
-    executed = len(calls.executed) + len(pixels.executed)
+    executed = sum(len(module.executed) for module in (calls, pixels, backwards))
     if executed:
-        bodies = f"{executed} of {len(calls.BODIES) + len(pixels.BODIES)} kernel bodies executed"
+        known = len(calls.BODIES) + len(pixels.BODIES) + len(backwards.KERNELS)
+        bodies = f"{executed} of {known} kernel bodies executed"
         faults = f"{len(calls.caught)} of {calls.planted} planted faults caught"
         terminalreporter.write_line(f"emulation: {bodies}; {faults}")

@@ -143,6 +143,8 @@ __device__ void test_memory() {
   expect(block_any(thread_id() == 40) && !block_any(false), "any thread of the block");
   store_half_word(words + 4 * thread_id() + 1, 0x10005u);
   expect(load_words<1>(words + 4 * thread_id() + 1).w[0] == 5u, "2-byte store");
+  store_float(words + 4 * thread_id(), 2.5f);
+  expect(load_float(words + 4 * thread_id()) == 2.5f, "store of a float");
 }
 
 __global__ void self_test_kernel() {

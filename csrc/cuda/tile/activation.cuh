@@ -53,8 +53,9 @@ struct PolynomialGelu {
     return Math::tile(y);
   }
 
-  static TNT_DEVICE float value(float x) {
-    const float square = x * x;
+  static TNT_DEVICE float value(float x) { return x * cdf(x, x * x); }
+
+  static TNT_DEVICE float cdf(float x, float square) {
     float p = fma_f32(square, 3.69476132e-11f, -3.86618459e-09f);
     p = fma_f32(p, square, 1.78286866e-07f);
     p = fma_f32(p, square, -4.81034958e-06f);
@@ -63,7 +64,7 @@ struct PolynomialGelu {
     p = fma_f32(p, square, 9.67237788e-03f);
     p = fma_f32(p, square, -6.61365758e-02f);
     p = fma_f32(p, square, 3.98807517e-01f);
-    return x * fma_sat_f32(x, p, 0.5f);
+    return fma_sat_f32(x, p, 0.5f);
   }
 };
 

@@ -51,16 +51,22 @@ TNT_DEVICE void warp_project_qkv(WeightStream<Math>& weights,
   }
 }
 
+// Whether query and key of element i of this half of a tile's scores are of one sequence.
+template <int kTokens>
+TNT_DEVICE bool same_sequence(int half, int i) {
+  const int row = lane_id() / 4, column = lane_id() % 4 * 2;  // and column + 1 alike
+  return (row + i / 2 * 8) / kTokens == (column + half * 8) / kTokens;
+}
+
 // A tile with several sequences: scores across them count as -inf, and values are made finite, so
 // that what is not a number in one sequence stays there (its own probabilities are NaN).
 template <int kTokens>
 TNT_DEVICE void mask_other_sequences(float (&scores)[2][4]) {
-  const int row = lane_id() / 4, column = lane_id() % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const bool same = (row + i / 2 * 8) / kTokens == (column + half * 8) / kTokens;
+      const bool same = same_sequence<kTokens>(half, i);
       if (!same) scores[half][i] = as_float(0xff800000u);
     }
   }

@@ -16,11 +16,10 @@ TNT_DEVICE float warp_row_max(float x) {
   return max_f32(x, warp_shuffle_xor<2>(x));
 }
 
-// (x - mean) / sqrt(variance + eps) of a 16-row tile, as left operand of a product.
-template <class Layout, int kDim, class Math>
-TNT_DEVICE void warp_layer_norm(const float (&x)[Layout::kTiles][4], float eps,
-                                typename Math::Tile (&y)[Layout::kTiles]) {
-  float normed[Layout::kTiles][4];
+// (x - mean) / sqrt(variance + eps) of a 16-row tile; rstd of rows g and g + 8.
+template <class Layout, int kDim>
+TNT_DEVICE void warp_normalize(const float (&x)[Layout::kTiles][4], float eps,
+                               float (&normed)[Layout::kTiles][4], float (&rstd)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float sum = 0;
@@ -36,13 +35,21 @@ TNT_DEVICE void warp_layer_norm(const float (&x)[Layout::kTiles][4], float eps,
         squares = fma_f32(normed[k][i], normed[k][i], squares);
       }
     }
-    const float rstd = rsqrt_approx(fma_f32(warp_row_sum(squares), 1.0f / kDim, eps));
+    rstd[half] = rsqrt_approx(fma_f32(warp_row_sum(squares), 1.0f / kDim, eps));
 #pragma unroll
     for (int k = 0; k < Layout::kTiles; ++k) {
-      normed[k][2 * half] *= rstd;
-      normed[k][2 * half + 1] *= rstd;
+      normed[k][2 * half] *= rstd[half];
+      normed[k][2 * half + 1] *= rstd[half];
     }
   }
+}
+
+// The same as left operand of a product.
+template <class Layout, int kDim, class Math>
+TNT_DEVICE void warp_layer_norm(const float (&x)[Layout::kTiles][4], float eps,
+                                typename Math::Tile (&y)[Layout::kTiles]) {
+  float normed[Layout::kTiles][4], rstd[2];
+  warp_normalize<Layout, kDim>(x, eps, normed, rstd);
 #pragma unroll
   for (int k = 0; k < Layout::kTiles; ++k) y[k] = Math::tile(normed[k]);
 }

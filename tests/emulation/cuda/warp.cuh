@@ -81,6 +81,11 @@ inline float load_float(const void* address) {
   return y;
 }
 
+inline void store_float(void* address, float value) {
+  check_aligned(address, 4);
+  memcpy(address, &value, 4);
+}
+
 // ---- Scalars ----------------------------------------------------------------------------------
 
 inline float as_float(uint32_t bits) {

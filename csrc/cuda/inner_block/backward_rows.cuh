@@ -1,0 +1,147 @@
+// The rows of x and its gradients that a warp of a backward kernel takes.
+#pragma once
+
+#include "cuda/inner_block/backward_config.cuh"
+
+namespace tnt_kernels::cuda {
+
+// kTiles tiles of 16 rows, of which some may be past the end: those are read from a row that exists
+// and have no gradient.
+template <class Config>
+struct BackwardRows {
+  using Row = typename Config::Row;
+  using Dtype = typename Config::Dtype;
+  static constexpr int kRowWords = Config::kDim / 2 * Dtype::kPairWords;
+  static constexpr int kRows = 16 * Config::kTiles;
+
+  int group;
+  int count;  // that exist, at least 1
+
+  TNT_DEVICE BackwardRows(int group, int64_t total) : group(group), count(kRows) {
+    if constexpr (Config::kTokens % 16 != 0) {
+      const int64_t left = total - static_cast<int64_t>(group) * kRows;
+      count = left < kRows ? static_cast<int>(left) : kRows;
+    }
+  }
+
+  TNT_DEVICE int64_t first_word() const {
+    return static_cast<int64_t>(group) * (kRows * kRowWords);
+  }
+
+  // Tiles are whole, unless they hold several sequences.
+  TNT_DEVICE bool exists(int tile, int half) const {
+    if constexpr (Config::kTokens % 16 == 0) return true;
+    return 16 * tile + 8 * half + lane_id() / 4 < count;
+  }
+
+  TNT_DEVICE int row_word(int tile, int half) const {
+    return exists(tile, half) ? (16 * tile + 8 * half + lane_id() / 4) * kRowWords : 0;
+  }
+
+  TNT_DEVICE void load(const void* x, int tile, float (&y)[Config::kInputs][4]) const {
+    const uint32_t* base = static_cast<const uint32_t*>(x) + first_word();
+    load_row<Dtype, Config::kDim, 0>(base + row_word(tile, 0), y);
+    load_row<Dtype, Config::kDim, 1>(base + row_word(tile, 1), y);
+  }
+
+  TNT_DEVICE void store(void* y, int tile, const float (&x)[Config::kInputs][4]) const {
+    uint32_t* base = static_cast<uint32_t*>(y) + first_word();
+    if (exists(tile, 0)) store_row<Dtype, Config::kDim, 0>(base + row_word(tile, 0), x);
+    if (exists(tile, 1)) store_row<Dtype, Config::kDim, 1>(base + row_word(tile, 1), x);
+  }
+
+  TNT_DEVICE int64_t patch(int tile, int half) const {
+    const uint64_t at = static_cast<uint64_t>(group) * Config::kTiles + tile;
+    if constexpr (Config::kTokens % 16 == 0) return at / (Config::kTokens / 16);
+    return at * (16 / Config::kTokens) + (8 * half + lane_id() / 4) / Config::kTokens;
+  }
+
+  // Gradient of the branch: dy times the row's drop-path factor, 0 for rows past the end.
+  TNT_DEVICE void scale(const float* drop_path, int tile, const float (&dy)[Config::kInputs][4],
+                        float (&branch)[Config::kInputs][4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float factor = 1.0f;
+      if (drop_path != nullptr && exists(tile, half)) {
+        factor = load_float(drop_path + patch(tile, half));
+      }
+#pragma unroll
+      for (int k = 0; k < Config::kInputs; ++k) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          branch[k][i] = exists(tile, half) ? factor * dy[k][i] : 0.0f;
+        }
+      }
+    }
+  }
+};
+
+// The 16 tokens of a tile as both operands that products need: tokens as rows, and as columns.
+template <class Config>
+struct TokenOperands {
+  using Math = typename Config::Math;
+  typename Math::Tile rows[Config::kInputs];
+  typename Math::Unit columns[Config::kInputs][2];  // [channels][8 tokens each]
+
+  template <bool kColumns>
+  TNT_DEVICE void set(const float (&x)[Config::kInputs][4]) {
+#pragma unroll
+    for (int k = 0; k < Config::kInputs; ++k) {
+      rows[k] = Math::tile(x[k]);
+      if constexpr (kColumns) {
+        columns[k][0] = warp_transpose(rows[k].rows[0]);
+        columns[k][1] = warp_transpose(rows[k].rows[1]);
+      }
+    }
+  }
+};
+
+// Turns dy into dx: adds the gradient of LayerNorm, given that of its result. The result is taken
+// as the products had it, which costs no registers in between.
+template <class Config>
+TNT_DEVICE void add_norm_gradient(const TokenOperands<Config>& x,
+                                  const float (&dnormed)[Config::kInputs][4],
+                                  const float (&rstd)[2], float (&dy)[Config::kInputs][4]) {
+  float normed[Config::kInputs][4];
+#pragma unroll
+  for (int i = 0; i < 2 * Config::kInputs; ++i) {
+    const FloatPair pair = unpack_unit(x.rows[i / 2].rows[i % 2]);
+    normed[i / 2][2 * (i % 2)] = pair.lo;
+    normed[i / 2][2 * (i % 2) + 1] = pair.hi;
+  }
+  warp_normalize_bwd<typename Config::Row, Config::kDim>(normed, dnormed, rstd, dy);
+}
+
+// Adds the columns' sums over the rows g and g + 8.
+template <int kTiles>
+TNT_DEVICE void add_columns(const float (&x)[kTiles][4], float (&sums)[kTiles][2]) {
+#pragma unroll
+  for (int i = 0; i < 2 * kTiles; ++i) sums[i / 2][i % 2] += x[i / 2][i % 2] + x[i / 2][i % 2 + 2];
+}
+
+// Where a warp's groups of rows begin and how far apart they are, for one slice of the sums.
+template <int kSlices, int kWarps>
+struct Share {
+  const BackwardParams& params;
+  int slice, worker;
+
+  TNT_DEVICE Share(const BackwardParams& params)
+      : params(params), slice(block_id() % kSlices), worker(block_id() / kSlices) {}
+
+  TNT_DEVICE int first() const { return worker * kWarps + warp_id(); }
+  TNT_DEVICE int stride() const { return params.workers * kWarps; }
+  TNT_DEVICE float* partial(int64_t num_sums) const { return params.partials + worker * num_sums; }
+};
+
+template <class Config>
+TNT_DEVICE const uint32_t* backward_weights(const uint32_t* packed) {
+  if constexpr (!Config::kWeightsInShared) return packed;
+  uint32_t* weights_smem = dynamic_shared();
+  for (int i = thread_id() * 4; i < Config::kPackedWords; i += block_threads() * 4) {
+    store_words(weights_smem + i, load_words<4>(packed + i));
+  }
+  block_sync();
+  return weights_smem;
+}
+
+}  // namespace tnt_kernels::cuda

@@ -1,0 +1,87 @@
+// Writes the sums of a slice, once added up over a block, where the partial of its worker has them.
+#pragma once
+
+#include "cuda/inner_block/backward_config.cuh"
+
+namespace tnt_kernels::cuda {
+
+template <class Config>
+TNT_DEVICE void write_mlp_sums(typename Config::Values& sums, int slice, float* partial) {
+  const int row = lane_id() / 4, column = lane_id() % 4 * 2;
+#pragma unroll
+  for (int c = 0; c < Config::kSliceChunks; ++c) {
+    const int first = (slice * Config::kSliceChunks + c) * 16;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float bias = sums.fc1_bias[c][half];
+      bias = warp_row_sum(bias);
+      const int unit = first + 8 * half + row;
+      if (unit >= Config::kHidden) continue;
+#pragma unroll
+      for (int i = 0; i < 2 * Config::kInputs; ++i) {
+        const int channel = Config::Row::channel(i / 2, column + i % 2);
+        if (channel >= Config::kDim) continue;
+        const int at = unit * Config::kDim + channel;
+        store_float(partial + Config::kFc1Sum + at, sums.fc1[c][i / 2][2 * half + i % 2]);
+        store_float(partial + Config::kFc2Sum + at, sums.fc2[c][i / 2][2 * half + i % 2]);
+      }
+      if (column == 0) store_float(partial + Config::kFc1BiasSum + unit, bias);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * Config::kInputs; ++i) {
+    const float bias = warp_column_sum(sums.fc2_bias[i / 2][i % 2]);
+    const int channel = Config::Row::channel(i / 2, column + i % 2);
+    if (slice == 0 && row == 0 && channel < Config::kDim) {
+      store_float(partial + Config::kFc2BiasSum + channel, bias);
+    }
+  }
+}
+
+template <class Config>
+TNT_DEVICE void write_attention_sums(typename Config::Values& sums, int slice, float* partial) {
+  const int row = lane_id() / 4, column = lane_id() % 4 * 2;
+  // Row of the weight that is feature `index` of a group of the step; C or more for a pad.
+  const auto weight_row = [](int step, int group, int index) {
+    const int in_head = group % Config::kHeadGroups * 8 + index;
+    const int head = step * Config::kStepHeads + group / Config::kHeadGroups;
+    return group < Config::kGroups && in_head < Config::kHeadDim ? head * Config::kHeadDim + in_head
+                                                                 : Config::kDim;
+  };
+#pragma unroll
+  for (int s = 0; s < Config::kSliceSteps * Config::kSlicePairs; ++s) {
+    const int local = s / Config::kSlicePairs, local_pair = s % Config::kSlicePairs;
+    const int step = Config::kOnePass ? local : slice / Config::kPairs;
+    const int pair = Config::kOnePass ? local_pair : slice % Config::kPairs;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int feature = weight_row(step, 2 * pair + half, row);
+#pragma unroll
+      for (int i = 0; i < Config::kMatrices * 2 * Config::kInputs; ++i) {
+        const int m = i / 2 / Config::kInputs, n = i / 2 % Config::kInputs;
+        const int channel = Config::Row::channel(n, column + i % 2);
+        if (feature >= Config::kDim || channel >= Config::kDim) continue;
+        store_float(partial + (m * Config::kDim + feature) * Config::kDim + channel,
+                    sums.matrix[local][local_pair][m][n][2 * half + i % 2]);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float bias = warp_column_sum(sums.q_bias[local][local_pair][half][i]);
+        const int of_bias = weight_row(step, 2 * pair + half, column + i);
+        if (row == 0 && of_bias < Config::kDim) {
+          store_float(partial + Config::kQueryBiasSum + of_bias, bias);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * Config::kInputs; ++i) {
+    const float bias = warp_column_sum(sums.proj_bias[i / 2][i % 2]);
+    const int channel = Config::Row::channel(i / 2, column + i % 2);
+    if (slice == 0 && row == 0 && channel < Config::kDim) {
+      store_float(partial + Config::kProjBiasSum + channel, bias);
+    }
+  }
+}
+
+}  // namespace tnt_kernels::cuda
