@@ -53,6 +53,7 @@ def throughput(path: Path, machine: dict, rows: list[dict]) -> list[str]:
         f"`python bench/throughput.py` on {_place(machine, path)}; contestants interleaved in one "
         f"process, at least {runs} runs each, random weights, medians with 20-80 % quantiles.",
         "",
+        *_picture(path, "Images per second"),
     ]
     for title, members in tables.panels(rows).items():
         lines += [f"**{title}**", "", *_markdown(tables.HEADS, list(map(tables.cells, members)))]
@@ -85,7 +86,9 @@ def kernels(path: Path, machine: dict, rows: list[dict]) -> list[str]:
         for row in rows
         if row["backend"] != "reference"
     ]
-    return lines + _markdown(heads, cells) + _picture(path, "Roofline of the kernels")
+    fold = ["<details><summary>Every kernel in numbers</summary>", ""]
+    table = [*fold, *_markdown(heads, cells), "</details>", ""]
+    return lines + _picture(path, "Roofline of the kernels") + table
 
 
 def activations(path: Path, machine: dict, rows: list[dict]) -> list[str]:
