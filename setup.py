@@ -38,6 +38,7 @@ NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
 # Kernels: fuse a*b+c, and drop errno and trap semantics, which would block vectorisation. Neither
 # touches NaN, infinity or signed zero, so non-finite values propagate as PyTorch's do.
 KERNEL_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+KERNEL_FLAGS += ["-fno-exceptions"]  # no weak symbols of the C++ runtime either
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2_FLAGS]
 AVX512_FLAGS += ["-mprefer-vector-width=512"]
