@@ -44,6 +44,11 @@ def test_counters_and_rows_that_are_gone() -> None:
     assert [f.verdict for f in compare([_row(1.0)], [], 0.03)] == ["gone"]
 
 
+def test_a_time_without_a_band_is_not_judged() -> None:
+    before, after = ({"model": "tnt_s timm", "step_ms": t, "peak_mb": 1.0} for t in (10.0, 99.0))
+    assert [f.figure for f in compare([before], [after], 0.03)] == ["peak_mb"]
+
+
 def _bench(script: str, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(BENCH / script), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -53,6 +54,11 @@ _load("_C")  # at once, so that programs that call torch.ops find the CPU kernel
 @torch.compiler.assume_constant_result
 def cpu_isa() -> str:
     """Instruction set of the CPU kernels: generic, avx2, avx512, avx512+amx; none without them."""
+    return _cpu_isa()
+
+
+@functools.cache  # models ask at every call
+def _cpu_isa() -> str:
     if _load("_C") is not None:
         return "none"
     name = ctypes.CDLL(str(_extension_paths("_C")[0])).tnt_kernels_cpu_isa
