@@ -2,6 +2,7 @@
 // is its name in csrc/cuda, TNT_NAMESPACE the namespace of these functions. TNT_CONFIGS may name
 // fewer configurations than are shipped, for builds that test faults.
 #include "backward_kernels.h"
+#include "cuda/inner_block/backward_body.cuh"
 #include "cuda/inner_block/backward_finish.cuh"
 #include "cuda/inner_block/backward_instances.cuh"
 #include "cuda/tile/sum_partials.cuh"
@@ -76,7 +77,6 @@ Gradients run_half(const BackwardCall& call, const Bodies& bodies) {
   if (!call.need_dw) return {dx_bytes, ""};
   FinishParams finish = {};
   finish.weights = weights;
-  finish.num_partials = setting.blocks;
   finish.num_sums = Config::kSums;
   finish.dim = call.dim;
   finish.num_heads = call.heads;

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "cuda/inner_block/backward_rows.cuh"
-#include "cuda/inner_block/backward_sums.cuh"
 #include "cuda/tile/attention.cuh"
 
 namespace tnt_kernels::cuda {
@@ -29,18 +28,16 @@ struct StepGradients {
   Tile dq[Config::kGroups], dk[Config::kGroups], dv[Config::kGroups];
 };
 
-// Those of two feature groups: of q, k, v and of the output.
+// Of q, k, v or the output (matrix 0 to 3); 0 for a group that does not exist.
 template <class Config>
-struct PairGradients {
-  typename Config::Math::Tile features[Config::kMatrices][2];
-  float q_bias[2][2];
-
-  TNT_DEVICE void clear(int group) {
-#pragma unroll
-    for (int m = 0; m < Config::kMatrices; ++m) features[m][group] = {};
-    q_bias[group][0] = q_bias[group][1] = 0.0f;
-  }
-};
+TNT_DEVICE typename Config::Math::Tile feature_gradient(const StepGradients<Config>& grad,
+                                                        int matrix, int group) {
+  if (group >= Config::kGroups) return {};
+  return matrix == 0   ? grad.dq[group]
+         : matrix == 1 ? grad.dk[group]
+         : matrix == 2 ? grad.dv[group]
+                       : grad.out[group];
+}
 
 template <class Config>
 struct AttentionBackwardWarp {
@@ -54,10 +51,10 @@ struct AttentionBackwardWarp {
   const uint32_t* weights;
   TokenOperands<Config> x[kTiles], dz[kTiles];  // normalised input; gradient of the branch
 
-  // The heads of one step: their part of the weights' gradients is added to sums.*[local], of all
-  // pairs of groups, or of `slice_pair` where a slice is one; their part of dnormed to dnormed.
-  template <bool kWantDx, bool kWantDw>
-  TNT_DEVICE void step(int step, typename Config::Values& sums, int local, int slice_pair,
+  // The heads of one step: calls use with what they are for the gradients of weights, if those are
+  // wanted; adds their part to dnormed if dx is.
+  template <class Use>
+  TNT_DEVICE void step(int step, bool want_dx, bool want_dw, const Use& use,
                        float (&dnormed)[kTiles][kInputs][4]) const {
     StepFeatures<Config> in[kTiles];
     StepGradients<Config> grad[kTiles];
@@ -65,24 +62,10 @@ struct AttentionBackwardWarp {
     project(first_word, in);
 #pragma unroll
     for (int head = 0; head < Config::kStepHeads; ++head) {
-      attend<kWantDw>(in, head * kHeadGroups, grad);
+      attend(in, head * kHeadGroups, want_dw, grad);
     }
-    if constexpr (kWantDw && Config::kOnePass) {
-#pragma unroll
-      for (int pair = 0; pair < Config::kPairs; ++pair) {
-        PairGradients<Config> chosen[kTiles];
-        choose(grad, pair, chosen);
-        add_sums(chosen, sums, local, pair);
-      }
-    } else if constexpr (kWantDw) {
-      PairGradients<Config> chosen[kTiles] = {};
-#pragma unroll
-      for (int pair = 0; pair < Config::kPairs; ++pair) {
-        if (pair == slice_pair) choose(grad, pair, chosen);
-      }
-      add_sums(chosen, sums, local, 0);
-    }
-    if constexpr (kWantDx) {
+    if (want_dw) use(grad);
+    if (want_dx) {
       WeightStream<Math> stream(weights, first_word + Config::kTransposedWord);
       add_dnormed(stream, [&](int i, int f) { return grad[i].dq[f]; }, dnormed);
       add_dnormed(stream, [&](int i, int f) { return grad[i].dk[f]; }, dnormed);
@@ -102,20 +85,22 @@ struct AttentionBackwardWarp {
     float bias[kGroups][2];
 #pragma unroll
     for (int f = 0; f < 2 * kGroups; ++f) bias[f / 2][f % 2] = biases.number();
-    warp_linear<Math, kGroups, false>(stream, tokens, [&](int i, int f, const auto& acc) {
-      float y[4];
+    warp_linear<Math, kGroups, false, Config::kUnrollGroups>(stream, tokens,
+                                                             [&](int i, int f, const auto& acc) {
+                                                               float y[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) y[e] = acc.sum[e] + bias[f][e % 2];
-      in[i].q[f] = Math::tile(y);
-    });
+                                                               for (int e = 0; e < 4; ++e)
+                                                                 y[e] = acc.sum[e] + bias[f][e % 2];
+                                                               in[i].q[f] = Math::tile(y);
+                                                             });
     // a bias of k changes no probability, and that of v is left to the finishing kernel
-    warp_linear<Math, kGroups, false>(
+    warp_linear<Math, kGroups, false, Config::kUnrollGroups>(
         stream, tokens, [&](int i, int f, const auto& acc) { in[i].k[f] = Math::tile(acc.sum); });
-    warp_linear<Math, kGroups, false>(
+    warp_linear<Math, kGroups, false, Config::kUnrollGroups>(
         stream, tokens, [&](int i, int f, const auto& acc) { in[i].v[f] = Math::tile(acc.sum); });
-    warp_linear<Math, kGroups, false>(stream, gradients, [&](int i, int f, const auto& acc) {
-      in[i].dout[f] = Math::tile(acc.sum);
-    });
+    warp_linear<Math, kGroups, false, Config::kUnrollGroups>(
+        stream, gradients,
+        [&](int i, int f, const auto& acc) { in[i].dout[f] = Math::tile(acc.sum); });
   }
 
   // What is not a number in one sequence of a tile must not reach the others, whose probabilities
@@ -126,8 +111,7 @@ struct AttentionBackwardWarp {
   }
 
   // One head: feature groups [first, first + kHeadGroups).
-  template <bool kWantOut>
-  static TNT_DEVICE void attend(const StepFeatures<Config> (&in)[kTiles], int first,
+  static TNT_DEVICE void attend(const StepFeatures<Config> (&in)[kTiles], int first, bool want_out,
                                 StepGradients<Config> (&grad)[kTiles]) {
     float dk[kTiles][kHeadGroups][4] = {}, dv[kTiles][kHeadGroups][4] = {};
 #pragma unroll
@@ -147,7 +131,7 @@ struct AttentionBackwardWarp {
 #pragma unroll
       for (int h = 0; h < kHeadGroups; ++h) {
         const int f = first + h;
-        if constexpr (kWantOut) {
+        if (want_out) {
           float out[4] = {};
           mix(p_tile, [&](int j) { return in[j].v[f]; }, out);
           grad[i].out[f] = Math::tile(out);
@@ -166,11 +150,8 @@ struct AttentionBackwardWarp {
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         Tile p_keys[2], ds_keys[2];  // keys are rows
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          p_keys[e / 2].rows[e % 2] = warp_transpose(p_tile[j][e % 2].rows[e / 2]);
-          ds_keys[e / 2].rows[e % 2] = warp_transpose(ds_tile[j][e % 2].rows[e / 2]);
-        }
+        transpose_pair(p_tile[j], p_keys);
+        transpose_pair(ds_tile[j], ds_keys);
 #pragma unroll
         for (int h = 0; h < kHeadGroups; ++h) {
           Math::mma(dv[j][h], p_keys[0], p_keys[1], dout[h][0], dout[h][1]);
@@ -292,121 +273,6 @@ struct AttentionBackwardWarp {
       }
     }
   }
-
-  // Feature groups 2 pair and 2 pair + 1 of a step.
-  static TNT_DEVICE void choose(const StepGradients<Config> (&grad)[kTiles], int pair,
-                                PairGradients<Config> (&chosen)[kTiles]) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int f = 2 * pair + e;
-        if (f >= kGroups) {  // the pad of an odd number of groups
-          chosen[i].clear(e);
-          continue;
-        }
-        chosen[i].features[0][e] = grad[i].dq[f];
-        chosen[i].features[1][e] = grad[i].dk[f];
-        chosen[i].features[2][e] = grad[i].dv[f];
-        chosen[i].features[3][e] = grad[i].out[f];
-        chosen[i].q_bias[e][0] = grad[i].q_bias[f][0];
-        chosen[i].q_bias[e][1] = grad[i].q_bias[f][1];
-      }
-    }
-  }
-
-  TNT_DEVICE void add_sums(const PairGradients<Config> (&grad)[kTiles],
-                           typename Config::Values& sums, int local, int local_pair) const {
-    float (&matrix)[Config::kMatrices][kInputs][4] = sums.matrix[local][local_pair];
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      Tile features[Config::kMatrices][2];  // features are rows
-#pragma unroll
-      for (int m = 0; m < Config::kMatrices; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          features[m][e / 2].rows[e % 2] = warp_transpose(grad[i].features[m][e % 2].rows[e / 2]);
-        }
-      }
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        sums.q_bias[local][local_pair][e / 2][e % 2] += grad[i].q_bias[e / 2][e % 2];
-      }
-#pragma unroll Config::kUnrollInputs
-      for (int n = 0; n < kInputs; ++n) {
-#pragma unroll
-        for (int m = 0; m < Config::kMatrices; ++m) {
-          const Unit(&tokens)[2] = m == 3 ? dz[i].columns[n] : x[i].columns[n];
-          Math::mma(matrix[m][n], features[m][0], features[m][1], tokens[0], tokens[1]);
-        }
-      }
-    }
-  }
 };
-
-// All rows, for dx or a slice of the sums, or both where one slice is all.
-template <class Config, bool kWantDx, bool kWantDw>
-TNT_DEVICE void attention_bwd_pass(const BackwardParams& params) {
-  constexpr int kInputs = Config::kInputs, kTiles = Config::kTiles;
-  const Share<kWantDw ? Config::kSlices : 1, Config::kWarps> share(params);
-  constexpr int kRows = BackwardRows<Config>::kRows;
-  const int num_groups = static_cast<int>((params.num_rows + kRows - 1) / kRows);
-  AttentionBackwardWarp<Config> warp;
-  warp.weights = backward_weights<Config>(params.weights);
-  typename Config::Values sums = {};
-#pragma unroll 1
-  for (int group = share.first(); group < num_groups; group += share.stride()) {
-    const BackwardRows<Config> rows(group, params.num_rows);
-    float dy[kTiles][kInputs][4], rstd[kTiles][2];
-    float dnormed[kTiles][kInputs][4] = {};
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      float x[kInputs][4], normed[kInputs][4], branch[kInputs][4];
-      rows.load(params.x, i, x);
-      rows.load(params.dy, i, dy[i]);
-      warp_normalize<typename Config::Row, Config::kDim>(x, params.eps, normed, rstd[i]);
-      rows.scale(params.drop_path, i, dy[i], branch);
-      warp.x[i].template set<kWantDw>(normed);
-      warp.dz[i].template set<kWantDw>(branch);
-      if constexpr (kWantDw) add_columns(branch, sums.proj_bias);
-    }
-    if constexpr (!kWantDw) {
-#pragma unroll 1
-      for (int step = 0; step < Config::kSteps; ++step) {
-        warp.template step<true, false>(step, sums, 0, 0, dnormed);
-      }
-    } else if constexpr (Config::kOnePass) {
-#pragma unroll
-      for (int step = 0; step < Config::kSteps; ++step) {
-        warp.template step<kWantDx, true>(step, sums, step, 0, dnormed);
-      }
-    } else {
-      warp.template step<false, true>(share.slice / Config::kPairs, sums, 0,
-                                      share.slice % Config::kPairs, dnormed);
-    }
-    if constexpr (kWantDx) {
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        add_norm_gradient(warp.x[i], dnormed[i], rstd[i], dy[i]);
-        rows.store(params.dx, i, dy[i]);
-      }
-    }
-  }
-  if constexpr (kWantDw) {
-    if (!block_add_up(sums)) return;
-    write_attention_sums<Config>(sums, share.slice, share.partial(Config::kSums));
-  }
-}
-
-template <class Config>
-TNT_DEVICE void inner_attention_bwd_body(const BackwardParams& params) {
-  if (params.partials == nullptr) {
-    attention_bwd_pass<Config, true, false>(params);
-  } else if (!Config::kOnePass || params.dx == nullptr) {
-    attention_bwd_pass<Config, false, true>(params);
-  } else if constexpr (Config::kOnePass) {
-    attention_bwd_pass<Config, true, true>(params);
-  }
-}
 
 }  // namespace tnt_kernels::cuda

@@ -1,9 +1,5 @@
-// Sizes of the backward kernels of one configuration, the order of their packed weights, and how
-// the sums over all tokens, the weight gradients, are dealt out.
-//
-// A warp keeps its weight gradients in registers. Where all fit (kOnePass) one launch makes
-// them and dx. Where they do not, a launch makes slices of them, each by warps of its own that
-// compute again only what the slice needs, and a launch without accumulators makes dx.
+// Sizes of the backward kernels of one configuration, the order of their packed weights, and where
+// the sums over all tokens, the weight gradients, are kept.
 #pragma once
 
 #include "cuda/inner_block/backward_params.h"
@@ -12,7 +8,36 @@
 
 namespace tnt_kernels::cuda {
 
-constexpr int kBackwardWarps = 8;
+// Who holds the sums in registers. kWarp: every warp all of them. kBlock: the warps of a block
+// share them (band_sums.cuh). Either way one launch makes them and dx. kSlices: a launch makes
+// slices of them, each by blocks of its own that compute again only what the slice needs, and a
+// launch without sums makes dx.
+enum class Keep { kWarp, kBlock, kSlices };
+
+constexpr int kLanes = 32;
+
+// What the warps of a block leave of a tile of tokens where the block keeps the sums, in words per
+// lane: [tokens' inputs as columns][their gradients as columns][of each kind its bands]. A band is
+// 16 rows of the weight gradients of one kind: a left operand.
+template <int kUnitWords, int kInputs, int kKinds, int kBands>
+struct StagedTile {
+  static constexpr int kColumnWords = (2 * kInputs * kUnitWords + 3) / 4 * 4;
+  static constexpr int kBandWords = 4 * kUnitWords;
+  static constexpr int kFirstBand = 2 * kColumnWords;
+  static constexpr int kWords = kLanes * (kFirstBand + kKinds * kBands * kBandWords);
+};
+
+// Sums of columns over a warp's rows.
+template <int kInputs>
+struct ColumnSums {
+  float sum[kInputs][2];
+
+  template <class Use>
+  TNT_DEVICE void each(const Use& use) {
+#pragma unroll
+    for (int i = 0; i < 2 * kInputs; ++i) use(sum[i / 2][i % 2]);
+  }
+};
 
 // What both halves share.
 template <class Dtype_, int kTokens_, int kDim_>
@@ -21,17 +46,21 @@ struct BackwardConfig {
   using Math = typename Gradient<Dtype, kDim_>::Math;
   using Row = RowLayout<Dtype, kDim_>;
   static constexpr int kTokens = kTokens_, kDim = kDim_, kInputs = Row::kTiles;
-  static constexpr int kWarps = kBackwardWarps;
   static constexpr int kUnitWords = Math::kUnitWords;
-  static constexpr int kMostShared = 99 * 1024;  // what a block of any architecture may have
+  static constexpr int kMostWords = 99 * 256;  // of shared memory that a block may have anywhere
 
   static constexpr int round_up_4(int words) { return (words + 3) / 4 * 4; }
-  static constexpr bool fits(int packed_words) { return packed_words * 4 <= kMostShared; }
-  // Shared memory holds the weights, then the sums of block_add_up.
-  static constexpr int shared_bytes(int packed_words, int values) {
-    const int weights = fits(packed_words) ? packed_words * 4 : 0;
-    return weights > values * 128 ? weights : values * 128;
+  // Shared memory holds the weights, where they fit, and staged tiles; then the sums of
+  // block_add_up.
+  static constexpr bool fits(int packed_words, int staged_words) {
+    return packed_words + staged_words <= kMostWords;
   }
+  static constexpr int shared_bytes(int packed_words, int staged_words, int values) {
+    const int words = staged_words + (fits(packed_words, staged_words) ? packed_words : 0);
+    return 4 * (words > values * kLanes ? words : values * kLanes);
+  }
+  // Of a block: a multiprocessor has registers for 8 with 255 each.
+  static constexpr int warps(Keep keep) { return keep == Keep::kBlock ? 4 : 8; }
 };
 
 // Hidden units go through in chunks of 16. Packed, in words per lane, a chunk is
@@ -44,10 +73,20 @@ struct MlpBackward : BackwardConfig<Dtype, kTokens, kDim> {
   static constexpr int kHidden = kHiddenPerDim * kDim;
   static constexpr int kTiles = 1;  // of a warp
   static constexpr int kChunks = (kHidden + 15) / 16;
-  static constexpr int kSliceChunks = kDim > 40 ? 1 : kDim > 24 || kUnitWords > 1 ? 2 : kChunks;
+  static constexpr Keep kKeep = kDim > 40                                      ? Keep::kSlices
+                                : kDim < 24 || (kDim == 24 && kUnitWords == 1) ? Keep::kWarp
+                                                                               : Keep::kBlock;
+  static constexpr int kWarps = Base::warps(kKeep);
+  static constexpr int kSliceChunks = kKeep == Keep::kSlices ? 1 : kChunks;
   static constexpr int kSlices = kChunks / kSliceChunks;
-  static_assert(kChunks % kSliceChunks == 0, "slices must be equal");
-  static constexpr bool kOnePass = kSlices == 1;
+
+  // Kinds of bands: fc1 and fc2^T, a chunk each. Where not all chunks of a tile fit the shared
+  // memory at once they go through in rounds.
+  static constexpr int kKinds = 2, kBands = kChunks;
+  static constexpr int kRoundBands = kDim > 24 && kUnitWords > 1 ? 6 : kBands;
+  using Staged = StagedTile<kUnitWords, kInputs, kKinds, kRoundBands>;
+  static constexpr int kStagedWords = kKeep == Keep::kBlock ? kWarps * Staged::kWords : 0;
+  static constexpr int kUnrollStaged = kUnitWords > 1 ? 1 : 5;  // of the loop over chunks
 
   static constexpr int kEven = kInputs / 2 * 2;  // input groups in pairs
   static constexpr int kBiasWord = Base::round_up_4(4 * kInputs * kUnitWords);
@@ -64,7 +103,8 @@ struct MlpBackward : BackwardConfig<Dtype, kTokens, kDim> {
   // A warp's own.
   struct Values {
     float fc1[kSliceChunks][kInputs][4], fc2[kSliceChunks][kInputs][4];
-    float fc1_bias[kSliceChunks][2], fc2_bias[kInputs][2];
+    float fc1_bias[kSliceChunks][2];
+    ColumnSums<kInputs> fc2_bias;
 
     template <class Use>
     TNT_DEVICE void each(const Use& use) {
@@ -75,14 +115,14 @@ struct MlpBackward : BackwardConfig<Dtype, kTokens, kDim> {
       }
 #pragma unroll
       for (int i = 0; i < 2 * kSliceChunks; ++i) use(fc1_bias[i / 2][i % 2]);
-#pragma unroll
-      for (int i = 0; i < 2 * kInputs; ++i) use(fc2_bias[i / 2][i % 2]);
+      fc2_bias.each(use);
     }
   };
-  static constexpr int kValues = kSliceChunks * (8 * kInputs + 2) + 2 * kInputs;
+  static constexpr int kValues =
+      (kKeep == Keep::kBlock ? 0 : kSliceChunks * (8 * kInputs + 2)) + 2 * kInputs;
 
-  static constexpr bool kWeightsInShared = Base::fits(kPackedWords);
-  static constexpr int kSharedBytes = Base::shared_bytes(kPackedWords, kValues);
+  static constexpr bool kWeightsInShared = Base::fits(kPackedWords, kStagedWords);
+  static constexpr int kSharedBytes = Base::shared_bytes(kPackedWords, kStagedWords, kValues);
 };
 
 // Heads go through in steps of one, or of two whose feature groups make pairs. Packed, in words
@@ -96,7 +136,8 @@ struct AttentionBackward : BackwardConfig<Dtype, kTokens, kDim> {
   static constexpr int kHeads = kHeads_, kHeadDim = kDim / kHeads;
   static constexpr int kTiles = kTokens > 16 ? kTokens / 16 : 1;  // of a warp: whole sequences
   static constexpr int kHeadGroups = (kHeadDim + 7) / 8;
-  static constexpr int kStepHeads = kHeadGroups % 2 == 1 && kHeads % 2 == 0 && kTiles == 1 ? 2 : 1;
+  static constexpr bool kPairsFit = kTiles == 1 && kDim <= 40;
+  static constexpr int kStepHeads = kHeadGroups % 2 == 1 && kHeads % 2 == 0 && kPairsFit ? 2 : 1;
   static constexpr int kGroups = kStepHeads * kHeadGroups;
   static constexpr int kSteps = kHeads / kStepHeads;
   static constexpr float kSoftmaxScale =
@@ -104,13 +145,19 @@ struct AttentionBackward : BackwardConfig<Dtype, kTokens, kDim> {
 
   // Straight code, but where C is so wide that its sums do not fit the registers anyhow.
   static constexpr int kUnrollInputs = kDim > 40 ? 1 : kInputs;
+  static constexpr int kUnrollGroups = kDim > 40 && kGroups % 2 == 0 ? 1 : kGroups;
 
   // Rows of weight gradients are made 16 at a time: two feature groups.
   static constexpr int kPairs = (kGroups + 1) / 2;
-  static constexpr int kMostValues = kUnitWords > 1 ? 64 : 100;
-  static constexpr bool kOnePass = kTiles == 1 && kSteps * kPairs * kInputs * 16 <= kMostValues;
-  static constexpr int kSlices = kOnePass ? 1 : kSteps * kPairs;
-  static constexpr int kSliceSteps = kOnePass ? kSteps : 1, kSlicePairs = kOnePass ? kPairs : 1;
+  static constexpr int kMostValues = kUnitWords > 1 ? 64 : 100;  // of a warp
+  static constexpr bool kFitsWarp = kTiles == 1 && kSteps * kPairs * kInputs * 16 <= kMostValues;
+  static constexpr Keep kKeep = kFitsWarp                   ? Keep::kWarp
+                                : kTiles == 1 && kDim <= 40 ? Keep::kBlock
+                                                            : Keep::kSlices;
+  static constexpr int kWarps = Base::warps(kKeep);
+  static constexpr bool kSliced = kKeep == Keep::kSlices;
+  static constexpr int kSlices = kSliced ? kSteps * kPairs : 1;
+  static constexpr int kSliceSteps = kSliced ? 1 : kSteps, kSlicePairs = kSliced ? 1 : kPairs;
 
   using Linear = LinearLayout<kGroups, kInputs, false>;
   static constexpr int kTransposedUnits = kGroups * kInputs;
@@ -122,7 +169,7 @@ struct AttentionBackward : BackwardConfig<Dtype, kTokens, kDim> {
 
   // First floats of the sums: gradients of the folded q, k, v and of proj's transpose, each (C, C),
   // and of the biases of q and proj. That of k is 0; for v see block_value_bias.
-  static constexpr int kMatrices = 4;  // q, k, v, proj
+  static constexpr int kMatrices = 4;  // q, k, v, proj: the kinds of bands too
   static constexpr int kQueryBiasSum = kMatrices * kDim * kDim;
   static constexpr int kProjBiasSum = kQueryBiasSum + kDim;
   static constexpr int kSums = kProjBiasSum + kDim;
@@ -131,7 +178,7 @@ struct AttentionBackward : BackwardConfig<Dtype, kTokens, kDim> {
   struct Values {
     float matrix[kSliceSteps][kSlicePairs][kMatrices][kInputs][4];
     float q_bias[kSliceSteps][kSlicePairs][2][2];  // [group][column]
-    float proj_bias[kInputs][2];
+    ColumnSums<kInputs> proj_bias;
 
     template <class Use>
     TNT_DEVICE void each(const Use& use) {
@@ -146,15 +193,17 @@ struct AttentionBackward : BackwardConfig<Dtype, kTokens, kDim> {
           use(q_bias[i / kSlicePairs][i % kSlicePairs][j / 2][j % 2]);
         }
       }
-#pragma unroll
-      for (int i = 0; i < 2 * kInputs; ++i) use(proj_bias[i / 2][i % 2]);
+      proj_bias.each(use);
     }
   };
-  static constexpr int kValues =
-      kSliceSteps * kSlicePairs * (kMatrices * kInputs * 4 + 4) + 2 * kInputs;
+  static constexpr int kSliceValues = kSliceSteps * kSlicePairs * (kMatrices * kInputs * 4 + 4);
+  static constexpr int kValues = (kKeep == Keep::kBlock ? 0 : kSliceValues) + 2 * kInputs;
 
-  static constexpr bool kWeightsInShared = Base::fits(kPackedWords);
-  static constexpr int kSharedBytes = Base::shared_bytes(kPackedWords, kValues);
+  static constexpr int kKinds = kMatrices, kBands = kSteps * kPairs, kRoundBands = kBands;
+  using Staged = StagedTile<kUnitWords, kInputs, kKinds, kRoundBands>;
+  static constexpr int kStagedWords = kKeep == Keep::kBlock ? kWarps * Staged::kWords : 0;
+  static constexpr bool kWeightsInShared = Base::fits(kPackedWords, kStagedWords);
+  static constexpr int kSharedBytes = Base::shared_bytes(kPackedWords, kStagedWords, kValues);
 };
 
 }  // namespace tnt_kernels::cuda

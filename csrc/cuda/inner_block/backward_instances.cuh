@@ -1,9 +1,8 @@
 // The one list of inner-block backward kernels that are compiled.
 #pragma once
 
-#include "cuda/inner_block/attention_backward.cuh"
+#include "cuda/inner_block/backward_config.cuh"
 #include "cuda/inner_block/instances.cuh"
-#include "cuda/inner_block/mlp_backward.cuh"
 
 namespace tnt_kernels::cuda {
 
@@ -23,7 +22,7 @@ using MlpOf = MlpBackward<typename Attention::Dtype, Attention::kTokens, Attenti
 // Calls pass(want_dx, want_dw) for each launch over the tokens.
 template <class Config, class Pass>
 void for_each_pass(bool need_dx, bool need_dw, const Pass& pass) {
-  if (Config::kOnePass) {
+  if (Config::kKeep != Keep::kSlices) {
     pass(need_dx, need_dw);
     return;
   }

@@ -24,7 +24,6 @@ struct FinishParams {
   float* sums;  // (num_sums)
   float* dw;    // in the order of the operator's schema
   int64_t num_sums;
-  int num_partials;  // that make up the sums
   int dim, num_heads;
 };
 

@@ -83,15 +83,17 @@ struct TokenOperands {
   typename Math::Tile rows[Config::kInputs];
   typename Math::Unit columns[Config::kInputs][2];  // [channels][8 tokens each]
 
-  template <bool kColumns>
   TNT_DEVICE void set(const float (&x)[Config::kInputs][4]) {
 #pragma unroll
+    for (int k = 0; k < Config::kInputs; ++k) rows[k] = Math::tile(x[k]);
+  }
+
+  // From the rows.
+  TNT_DEVICE void set_columns() {
+#pragma unroll
     for (int k = 0; k < Config::kInputs; ++k) {
-      rows[k] = Math::tile(x[k]);
-      if constexpr (kColumns) {
-        columns[k][0] = warp_transpose(rows[k].rows[0]);
-        columns[k][1] = warp_transpose(rows[k].rows[1]);
-      }
+      columns[k][0] = warp_transpose(rows[k].rows[0]);
+      columns[k][1] = warp_transpose(rows[k].rows[1]);
     }
   }
 };
@@ -119,18 +121,62 @@ TNT_DEVICE void add_columns(const float (&x)[kTiles][4], float (&sums)[kTiles][2
   for (int i = 0; i < 2 * kTiles; ++i) sums[i / 2][i % 2] += x[i / 2][i % 2] + x[i / 2][i % 2 + 2];
 }
 
+// The operands of a tile, without columns; adds its gradients to sums.
+template <class Config>
+TNT_DEVICE void load_operands(const BackwardRows<Config>& rows, const BackwardParams& params,
+                              int tile, TokenOperands<Config>& x, TokenOperands<Config>& dz,
+                              float (&rstd)[2], float (&dy)[Config::kInputs][4],
+                              ColumnSums<Config::kInputs>& sums) {
+  float input[Config::kInputs][4];
+  float normed[Config::kInputs][4], branch[Config::kInputs][4];
+  rows.load(params.x, tile, input);
+  rows.load(params.dy, tile, dy);
+  warp_normalize<typename Config::Row, Config::kDim>(input, params.eps, normed, rstd);
+  rows.scale(params.drop_path, tile, dy, branch);
+  x.set(normed);
+  dz.set(branch);
+  add_columns(branch, sums.sum);
+}
+
+// dx of a tile; dy is read again, which costs less than registers for it all the while.
+template <class Config>
+TNT_DEVICE void store_dx(const BackwardRows<Config>& rows, const BackwardParams& params, int tile,
+                         const TokenOperands<Config>& x, const float (&dnormed)[Config::kInputs][4],
+                         const float (&rstd)[2], float (&dy)[Config::kInputs][4]) {
+  add_norm_gradient(x, dnormed, rstd, dy);
+  rows.store(params.dx, tile, dy);
+}
+
 // Where a warp's groups of rows begin and how far apart they are, for one slice of the sums.
-template <int kSlices, int kWarps>
+template <class Config>
 struct Share {
   const BackwardParams& params;
   int slice, worker;
 
-  TNT_DEVICE Share(const BackwardParams& params)
-      : params(params), slice(block_id() % kSlices), worker(block_id() / kSlices) {}
+  // Without sums there is one slice.
+  TNT_DEVICE Share(const BackwardParams& params, bool want_dw)
+      : params(params),
+        slice(want_dw ? block_id() % Config::kSlices : 0),
+        worker(want_dw ? block_id() / Config::kSlices : block_id()) {}
 
-  TNT_DEVICE int first() const { return worker * kWarps + warp_id(); }
-  TNT_DEVICE int stride() const { return params.workers * kWarps; }
-  TNT_DEVICE float* partial(int64_t num_sums) const { return params.partials + worker * num_sums; }
+  TNT_DEVICE int first() const { return worker * Config::kWarps + warp_id(); }
+  TNT_DEVICE int stride() const { return params.workers * Config::kWarps; }
+  TNT_DEVICE float* partial() const { return params.partials + worker * int64_t{Config::kSums}; }
+};
+
+// The tiles of a block whose warps take one each, and the next, and so on.
+template <class Config>
+struct BlockShare {
+  int first;  // of this turn
+  int stride, num_groups;
+
+  TNT_DEVICE BlockShare(const BackwardParams& params, int num_groups)
+      : first(block_id() * Config::kWarps),
+        stride(params.workers * Config::kWarps),
+        num_groups(num_groups) {}
+
+  TNT_DEVICE int left() const { return num_groups - first; }
+  TNT_DEVICE void next() { first += stride; }
 };
 
 template <class Config>

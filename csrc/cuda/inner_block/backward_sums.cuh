@@ -1,9 +1,29 @@
 // Writes the sums of a slice, once added up over a block, where the partial of its worker has them.
 #pragma once
 
-#include "cuda/inner_block/backward_config.cuh"
+#include "cuda/inner_block/backward_rows.cuh"
 
 namespace tnt_kernels::cuda {
+
+// Those of columns: a bias's gradient.
+template <class Config>
+TNT_DEVICE void write_column_sums(const ColumnSums<Config::kInputs>& sums, float* out) {
+#pragma unroll
+  for (int i = 0; i < 2 * Config::kInputs; ++i) {
+    const float sum = warp_column_sum(sums.sum[i / 2][i % 2]);
+    const int channel = Config::Row::channel(i / 2, lane_id() % 4 * 2 + i % 2);
+    if (lane_id() < 4 && channel < Config::kDim) store_float(out + channel, sum);
+  }
+}
+
+// Row of a weight that is feature `index` of a group of a step; kDim for a pad.
+template <class Config>
+TNT_DEVICE int attention_weight_row(int step, int group, int index) {
+  const int in_head = group % Config::kHeadGroups * 8 + index;
+  const int head = step * Config::kStepHeads + group / Config::kHeadGroups;
+  return group < Config::kGroups && in_head < Config::kHeadDim ? head * Config::kHeadDim + in_head
+                                                               : Config::kDim;
+}
 
 template <class Config>
 TNT_DEVICE void write_mlp_sums(typename Config::Values& sums, int slice, float* partial) {
@@ -28,34 +48,20 @@ TNT_DEVICE void write_mlp_sums(typename Config::Values& sums, int slice, float* 
       if (column == 0) store_float(partial + Config::kFc1BiasSum + unit, bias);
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2 * Config::kInputs; ++i) {
-    const float bias = warp_column_sum(sums.fc2_bias[i / 2][i % 2]);
-    const int channel = Config::Row::channel(i / 2, column + i % 2);
-    if (slice == 0 && row == 0 && channel < Config::kDim) {
-      store_float(partial + Config::kFc2BiasSum + channel, bias);
-    }
-  }
+  if (slice == 0) write_column_sums<Config>(sums.fc2_bias, partial + Config::kFc2BiasSum);
 }
 
 template <class Config>
 TNT_DEVICE void write_attention_sums(typename Config::Values& sums, int slice, float* partial) {
   const int row = lane_id() / 4, column = lane_id() % 4 * 2;
-  // Row of the weight that is feature `index` of a group of the step; C or more for a pad.
-  const auto weight_row = [](int step, int group, int index) {
-    const int in_head = group % Config::kHeadGroups * 8 + index;
-    const int head = step * Config::kStepHeads + group / Config::kHeadGroups;
-    return group < Config::kGroups && in_head < Config::kHeadDim ? head * Config::kHeadDim + in_head
-                                                                 : Config::kDim;
-  };
 #pragma unroll
   for (int s = 0; s < Config::kSliceSteps * Config::kSlicePairs; ++s) {
     const int local = s / Config::kSlicePairs, local_pair = s % Config::kSlicePairs;
-    const int step = Config::kOnePass ? local : slice / Config::kPairs;
-    const int pair = Config::kOnePass ? local_pair : slice % Config::kPairs;
+    const int step = Config::kSliced ? slice / Config::kPairs : local;
+    const int pair = Config::kSliced ? slice % Config::kPairs : local_pair;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int feature = weight_row(step, 2 * pair + half, row);
+      const int feature = attention_weight_row<Config>(step, 2 * pair + half, row);
 #pragma unroll
       for (int i = 0; i < Config::kMatrices * 2 * Config::kInputs; ++i) {
         const int m = i / 2 / Config::kInputs, n = i / 2 % Config::kInputs;
@@ -67,21 +73,14 @@ TNT_DEVICE void write_attention_sums(typename Config::Values& sums, int slice, f
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float bias = warp_column_sum(sums.q_bias[local][local_pair][half][i]);
-        const int of_bias = weight_row(step, 2 * pair + half, column + i);
+        const int of_bias = attention_weight_row<Config>(step, 2 * pair + half, column + i);
         if (row == 0 && of_bias < Config::kDim) {
           store_float(partial + Config::kQueryBiasSum + of_bias, bias);
         }
       }
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2 * Config::kInputs; ++i) {
-    const float bias = warp_column_sum(sums.proj_bias[i / 2][i % 2]);
-    const int channel = Config::Row::channel(i / 2, column + i % 2);
-    if (slice == 0 && row == 0 && channel < Config::kDim) {
-      store_float(partial + Config::kProjBiasSum + channel, bias);
-    }
-  }
+  if (slice == 0) write_column_sums<Config>(sums.proj_bias, partial + Config::kProjBiasSum);
 }
 
 }  // namespace tnt_kernels::cuda

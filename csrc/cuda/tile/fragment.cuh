@@ -218,7 +218,7 @@ class WeightStream {
  public:
   // From word `first` of every lane's share; a multiple of 4.
   TNT_DEVICE WeightStream(const uint32_t* weights, int first)
-      : next_(weights + (first / 4 * 32 + lane_id()) * 4), used_(4) {}
+      : next_(weights + first * 32 + lane_id() * 4), used_(4) {}
 
   TNT_DEVICE typename Math::Unit unit() {
     typename Math::Unit y;

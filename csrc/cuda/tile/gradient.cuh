@@ -91,6 +91,13 @@ TNT_DEVICE Words<2> warp_transpose(const Words<2>& a) {
   return y;
 }
 
+// 16x16, as two tiles side by side: y is x transposed.
+template <class Tile>
+TNT_DEVICE void transpose_pair(const Tile (&x)[2], Tile (&y)[2]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) y[i / 2].rows[i % 2] = warp_transpose(x[i % 2].rows[i / 2]);
+}
+
 // Phi(x), the distribution function of the normal distribution, given x^2 too.
 template <class Math>
 struct NormalCdf;

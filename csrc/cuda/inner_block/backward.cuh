@@ -1,0 +1,113 @@
+// The kernels of the inner block's backward and their launch; backward_<half>_<dtype>.cu
+// instantiate them.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/inner_block/backward.h"
+#include "cuda/inner_block/backward_body.cuh"
+#include "cuda/inner_block/backward_instances.cuh"
+#include "cuda/inner_block/backward_pack.cuh"
+
+namespace tnt_kernels::cuda {
+
+constexpr int kBackwardPackThreads = 256;
+
+// A half's bodies.
+template <class Config>
+struct AttentionHalf {
+  static TNT_DEVICE void pack(const PackParams& params) {
+    inner_attention_bwd_pack_body<Config>(params);
+  }
+  static TNT_DEVICE void run(const BackwardParams& params) {
+    inner_attention_bwd_body<Config>(params);
+  }
+};
+
+template <class Config>
+struct MlpHalf {
+  static TNT_DEVICE void pack(const PackParams& params) { inner_mlp_bwd_pack_body<Config>(params); }
+  static TNT_DEVICE void run(const BackwardParams& params) { inner_mlp_bwd_body<Config>(params); }
+};
+
+template <class Config, class Half>
+__global__ void __launch_bounds__(kBackwardPackThreads)
+    inner_bwd_pack_kernel(const __grid_constant__ PackParams params) {
+  Half::pack(params);
+}
+
+template <class Config, class Half>
+__global__ void __launch_bounds__(32 * Config::kWarps, 8 / Config::kWarps)
+    inner_bwd_kernel(const __grid_constant__ BackwardParams params) {
+  Half::run(params);
+}
+
+// Blocks that fill the device, and no more than there is work for.
+template <class Config>
+int backward_blocks(int64_t num_rows, int multiprocessors) {
+  constexpr int kRows = 16 * Config::kTiles * Config::kWarps;
+  const int64_t resident = static_cast<int64_t>(multiprocessors) * (8 / Config::kWarps);
+  return static_cast<int>(std::max<int64_t>(1, std::min((num_rows + kRows - 1) / kRows, resident)));
+}
+
+template <class Config>
+int backward_workers(int64_t num_rows, int multiprocessors) {
+  return (backward_blocks<Config>(num_rows, multiprocessors) + Config::kSlices - 1) /
+         Config::kSlices;
+}
+
+template <class Config, class Half>
+cudaError_t launch_inner_backward(const PackParams& pack, const BackwardParams& given,
+                                  int multiprocessors, cudaStream_t stream) {
+  constexpr int kPackBlocks =
+      (Config::kPackedWords + kBackwardPackThreads - 1) / kBackwardPackThreads;
+  inner_bwd_pack_kernel<Config, Half><<<kPackBlocks, kBackwardPackThreads, 0, stream>>>(pack);
+  const auto kernel = inner_bwd_kernel<Config, Half>;
+  cudaError_t error = cudaGetLastError();
+  constexpr int kDefaultSharedBytes = 48 * 1024;
+  if (error == cudaSuccess && Config::kSharedBytes > kDefaultSharedBytes) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 Config::kSharedBytes);
+  }
+  if (error != cudaSuccess) return error;
+  for_each_pass<Config>(
+      given.dx != nullptr, given.partials != nullptr, [&](bool want_dx, bool want_dw) {
+        BackwardParams params = given;
+        if (!want_dx) params.dx = nullptr;
+        if (!want_dw) {
+          params.partials = nullptr;
+          params.workers = backward_blocks<Config>(given.num_rows, multiprocessors);
+        }
+        const int blocks = params.workers * (want_dw ? Config::kSlices : 1);
+        kernel<<<blocks, 32 * Config::kWarps, Config::kSharedBytes, stream>>>(params);
+        if (error == cudaSuccess) error = cudaGetLastError();
+      });
+  return error;
+}
+
+template <class Config, class Half>
+constexpr InnerBackward kInnerBackward = {Config::kPackedWords, Config::kSums,
+                                          backward_workers<Config>,
+                                          launch_inner_backward<Config, Half>};
+
+template <class Dtype>
+const InnerBackward* find_attention_backward_of(int tokens, int dim, int heads) {
+  const InnerBackward* found = nullptr;
+  visit_config(AttentionBackwardConfigs<Dtype>{}, tokens, dim, heads, [&](auto config) {
+    using Config = decltype(config);
+    found = &kInnerBackward<Config, AttentionHalf<Config>>;
+  });
+  return found;
+}
+
+template <class Dtype>
+const InnerBackward* find_mlp_backward_of(int tokens, int dim) {
+  const InnerBackward* found = nullptr;
+  visit_config(AttentionBackwardConfigs<Dtype>{}, tokens, dim, /*heads=*/1, [&](auto config) {
+    using Config = MlpOf<decltype(config)>;
+    found = &kInnerBackward<Config, MlpHalf<Config>>;
+  });
+  return found;
+}
+
+}  // namespace tnt_kernels::cuda

@@ -1,0 +1,9 @@
+#include "cuda/inner_block/backward.cuh"
+
+namespace tnt_kernels::cuda {
+
+const InnerBackward* find_attention_backward_fp32(int tokens, int dim, int heads) {
+  return find_attention_backward_of<Float32>(tokens, dim, heads);
+}
+
+}  // namespace tnt_kernels::cuda
