@@ -17,14 +17,9 @@ using Configs = TNT_CONFIGS;
 using Configs = AttentionBackwardConfigs<TNT_DTYPE>;
 #endif
 
-struct Bodies {
-  void (*pack)(const PackParams&);
-  void (*run)(const BackwardParams&);
-};
-
 // What a launcher does: pack, passes over the tokens, sum, finish.
 template <class Config>
-Gradients run_half(const BackwardCall& call, const Bodies& bodies) {
+Gradients run_half(const BackwardCall& call) {
   const Setting& setting = call.setting;
   Buffers buffers(setting);
   const auto weight = [&](int i) {
@@ -52,7 +47,7 @@ Gradients run_half(const BackwardCall& call, const Bodies& bodies) {
   const auto launch = [&](int blocks, int warps, size_t shared_bytes, const auto& body) {
     run({blocks, warps, shared_bytes, setting.reversed}, body);
   };
-  launch(setting.blocks, 2, 0, [&] { bodies.pack(weights); });
+  launch(setting.blocks, 2, 0, [&] { inner_bwd_pack_body<Config>(weights); });
   BackwardParams params = {};
   params.weights = static_cast<const uint32_t*>(buffers.finished());
   params.x = buffers.input(call.x);
@@ -60,6 +55,7 @@ Gradients run_half(const BackwardCall& call, const Bodies& bodies) {
   params.drop_path = static_cast<const float*>(buffers.input(call.drop_path));
   params.num_rows = call.num_patches * call.tokens;
   params.eps = call.eps;
+  params.num_heads = call.heads;
 
   const int64_t num_dw = call.is_mlp ? mlp_gradients(call.dim) : attention_gradients(call.dim);
   void* dx = call.need_dx ? buffers.output(call.x.bytes) : nullptr;
@@ -71,7 +67,7 @@ Gradients run_half(const BackwardCall& call, const Bodies& bodies) {
     params.partials = want_dw ? partials : nullptr;
     params.workers = setting.blocks;
     launch(setting.blocks * (want_dw ? Config::kSlices : 1), Config::kWarps, Config::kSharedBytes,
-           [&] { bodies.run(params); });
+           [&] { inner_bwd_body<Config>(params); });
   });
   std::string dx_bytes = bytes_at(dx, call.need_dx ? call.x.bytes : 0);
   if (!call.need_dw) return {dx_bytes, ""};
@@ -100,11 +96,8 @@ Gradients run_backward(const BackwardCall& call) {
   Gradients result;
   const auto run_it = [&](auto config) {
     using Attention = decltype(config);
-    using Mlp = MlpOf<Attention>;
-    result = call.is_mlp
-                 ? run_half<Mlp>(call, {inner_mlp_bwd_pack_body<Mlp>, inner_mlp_bwd_body<Mlp>})
-                 : run_half<Attention>(call, {inner_attention_bwd_pack_body<Attention>,
-                                              inner_attention_bwd_body<Attention>});
+    result =
+        call.is_mlp ? run_half<MlpOf<Attention>>(call) : run_half<AttentionOf<Attention>>(call);
   };
   if (!visit_config(Configs{}, call.tokens, call.dim, call.heads, run_it)) {
     throw std::invalid_argument("no such configuration");

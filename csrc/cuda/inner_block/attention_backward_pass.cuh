@@ -1,5 +1,4 @@
-// Attention's backward over all rows, with the sums in the registers of each warp: all of them, or
-// slices.
+// Attention's backward over all rows, with all sums in the registers of each warp.
 #pragma once
 
 #include "cuda/inner_block/attention_backward.cuh"
@@ -7,114 +6,68 @@
 
 namespace tnt_kernels::cuda {
 
-// Gradients of two feature groups: of q, k, v and of the output.
-template <class Config>
-struct PairGradients {
-  typename Config::Math::Tile features[Config::kMatrices][2];
-  float q_bias[2][2];
-};
-
-// Feature groups 2 pair and 2 pair + 1 of a step; 0 for the pad of an odd number of groups.
-template <class Config>
-TNT_DEVICE void choose_pair(const StepGradients<Config> (&grad)[Config::kTiles], int pair,
-                            PairGradients<Config> (&chosen)[Config::kTiles]) {
-#pragma unroll
-  for (int i = 0; i < Config::kTiles; ++i) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int f = 2 * pair + e;
-#pragma unroll
-      for (int m = 0; m < Config::kMatrices; ++m) {
-        chosen[i].features[m][e] = feature_gradient(grad[i], m, f);
-      }
-      chosen[i].q_bias[e][0] = f < Config::kGroups ? grad[i].q_bias[f][0] : 0.0f;
-      chosen[i].q_bias[e][1] = f < Config::kGroups ? grad[i].q_bias[f][1] : 0.0f;
-    }
-  }
-}
-
+// A step's part of the sums.
 template <class Config>
 TNT_DEVICE void add_attention_sums(const AttentionBackwardWarp<Config>& warp,
-                                   const PairGradients<Config> (&grad)[Config::kTiles],
-                                   typename Config::Values& sums, int local, int local_pair) {
+                                   const StepGradients<Config>& grad, int step,
+                                   typename Config::Values& sums) {
   using Math = typename Config::Math;
-  float (&matrix)[Config::kMatrices][Config::kInputs][4] = sums.matrix[local][local_pair];
+  using Tile = typename Math::Tile;
 #pragma unroll
-  for (int i = 0; i < Config::kTiles; ++i) {
-    typename Math::Tile features[Config::kMatrices][2];  // features are rows
+  for (int pair = 0; pair < Config::kPairs; ++pair) {
 #pragma unroll
-    for (int m = 0; m < Config::kMatrices; ++m) transpose_pair(grad[i].features[m], features[m]);
+    for (int m = 0; m < Config::kMatrices; ++m) {
+      const Tile tokens[2] = {feature_gradient(grad, m, 2 * pair),
+                              feature_gradient(grad, m, 2 * pair + 1)};
+      Tile features[2];  // features are rows
+      transpose_pair(tokens, features);
+      const auto& columns = m == 3 ? warp.dz.columns : warp.x.columns;
+#pragma unroll
+      for (int n = 0; n < Config::kInputs; ++n) {
+        Math::mma(sums.matrix[step][pair][m][n], features[0], features[1], columns[n][0],
+                  columns[n][1]);
+      }
+    }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      sums.q_bias[local][local_pair][e / 2][e % 2] += grad[i].q_bias[e / 2][e % 2];
-    }
-#pragma unroll Config::kUnrollInputs
-    for (int n = 0; n < Config::kInputs; ++n) {
-#pragma unroll
-      for (int m = 0; m < Config::kMatrices; ++m) {
-        const auto& tokens = m == 3 ? warp.dz[i].columns[n] : warp.x[i].columns[n];
-        Math::mma(matrix[m][n], features[m][0], features[m][1], tokens[0], tokens[1]);
+      const int group = 2 * pair + e / 2;
+      if (group < Config::kGroups) {
+        sums.q_bias[step][pair][e / 2][e % 2] += grad.q_bias[group][e % 2];
       }
     }
   }
 }
 
-// All rows, for dx, or for a slice of the sums, or for both where one slice is all.
+// For dx, or for the sums, or for both.
 template <class Config>
 TNT_DEVICE void attention_bwd_pass(const BackwardParams& params) {
-  constexpr int kInputs = Config::kInputs, kTiles = Config::kTiles, kPairs = Config::kPairs;
-  constexpr int kRows = BackwardRows<Config>::kRows;
+  constexpr int kInputs = Config::kInputs;
   const bool want_dx = params.dx != nullptr, want_dw = params.partials != nullptr;
   const Share<Config> share(params, want_dw);
-  const int num_groups = static_cast<int>((params.num_rows + kRows - 1) / kRows);
+  const int num_groups = static_cast<int>((params.num_rows + 15) / 16);
   AttentionBackwardWarp<Config> warp;
   warp.weights = backward_weights<Config>(params.weights);
   typename Config::Values sums = {};
 #pragma unroll 1
   for (int group = share.first(); group < num_groups; group += share.stride()) {
     const BackwardRows<Config> rows(group, params.num_rows);
-    float rstd[kTiles][2], dy[kTiles][kInputs][4], dnormed[kTiles][kInputs][4] = {};
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      load_operands(rows, params, i, warp.x[i], warp.dz[i], rstd[i], dy[i], sums.proj_bias);
-      if (want_dw) {
-        warp.x[i].set_columns();
-        warp.dz[i].set_columns();
-      }
+    float rstd[2], dy[kInputs][4], dnormed[kInputs][4] = {};
+    load_operands(rows, params, warp.x, warp.dz, rstd, dy, sums.proj_bias);
+    if (want_dw) {
+      warp.x.set_columns();
+      warp.dz.set_columns();
     }
-    if constexpr (Config::kKeep == Keep::kWarp) {
 #pragma unroll
-      for (int step = 0; step < Config::kSteps; ++step) {
-        const auto add = [&](const StepGradients<Config>(&grad)[kTiles]) {
-#pragma unroll
-          for (int pair = 0; pair < kPairs; ++pair) {
-            PairGradients<Config> chosen[kTiles];
-            choose_pair(grad, pair, chosen);
-            add_attention_sums(warp, chosen, sums, step, pair);
-          }
-        };
-        warp.step(step, want_dx, want_dw, add, dnormed);
-      }
-    } else {
-      const auto add = [&](const StepGradients<Config>(&grad)[kTiles]) {
-        PairGradients<Config> chosen[kTiles] = {};
-#pragma unroll
-        for (int pair = 0; pair < kPairs; ++pair) {
-          if (pair == share.slice % kPairs) choose_pair(grad, pair, chosen);
-        }
-        add_attention_sums(warp, chosen, sums, 0, 0);
+    for (int step = 0; step < Config::kSteps; ++step) {
+      const auto add = [&](const StepGradients<Config>& grad) {
+        add_attention_sums(warp, grad, step, sums);
       };
-      const int first = share.slice / kPairs, last = want_dw ? first + 1 : Config::kSteps;
-#pragma unroll 1
-      for (int step = first; step < last; ++step) warp.step(step, want_dx, want_dw, add, dnormed);
+      warp.step(step, want_dx, want_dw, add, dnormed);
     }
-    if (!want_dx) continue;
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-      store_dx(rows, params, i, warp.x[i], dnormed[i], rstd[i], dy[i]);
+    if (want_dx) store_dx(rows, params, warp.x, dnormed, rstd, dy);
   }
   if (!want_dw || !block_add_up(sums)) return;
-  write_attention_sums<Config>(sums, share.slice, share.partial());
+  write_attention_sums<Config>(sums, share.partial());
 }
 
 }  // namespace tnt_kernels::cuda

@@ -39,17 +39,15 @@ TNT_DEVICE void attention_bwd_staged(const BackwardParams& params) {
   for (BlockShare<Config> share(params, num_groups); share.left() > 0; share.next()) {
     const BackwardRows<Config> rows(share.first + warp_id(), params.num_rows);
     if (warp_id() < share.left()) {
-      float rstd[2], dy[kInputs][4], dnormed[1][kInputs][4] = {};
-      load_operands(rows, params, 0, warp.x[0], warp.dz[0], rstd, dy, dz_sums);
-      if (want_dw) Bands::write_columns(tile, warp.x[0], warp.dz[0]);
+      float rstd[2], dy[kInputs][4], dnormed[kInputs][4] = {};
+      load_operands(rows, params, warp.x, warp.dz, rstd, dy, dz_sums);
+      if (want_dw) Bands::write_columns(tile, warp.x, warp.dz);
 #pragma unroll 1
       for (int step = 0; step < Config::kSteps; ++step) {
-        const auto stage = [&](const StepGradients<Config>(&grad)[1]) {
-          stage_step(grad[0], step, tile);
-        };
+        const auto stage = [&](const StepGradients<Config>& grad) { stage_step(grad, step, tile); };
         warp.step(step, want_dx, want_dw, stage, dnormed);
       }
-      if (want_dx) store_dx(rows, params, 0, warp.x[0], dnormed[0], rstd, dy);
+      if (want_dx) store_dx(rows, params, warp.x, dnormed, rstd, dy);
     }
     if (!want_dw) continue;
     block_sync();

@@ -13,39 +13,29 @@ namespace tnt_kernels::cuda {
 
 constexpr int kBackwardPackThreads = 256;
 
-// A half's bodies.
 template <class Config>
-struct AttentionHalf {
-  static TNT_DEVICE void pack(const PackParams& params) {
-    inner_attention_bwd_pack_body<Config>(params);
-  }
-  static TNT_DEVICE void run(const BackwardParams& params) {
-    inner_attention_bwd_body<Config>(params);
-  }
-};
-
-template <class Config>
-struct MlpHalf {
-  static TNT_DEVICE void pack(const PackParams& params) { inner_mlp_bwd_pack_body<Config>(params); }
-  static TNT_DEVICE void run(const BackwardParams& params) { inner_mlp_bwd_body<Config>(params); }
-};
-
-template <class Config, class Half>
 __global__ void __launch_bounds__(kBackwardPackThreads)
     inner_bwd_pack_kernel(const __grid_constant__ PackParams params) {
-  Half::pack(params);
+  inner_bwd_pack_body<Config>(params);
 }
 
-template <class Config, class Half>
+template <class Config>
 __global__ void __launch_bounds__(32 * Config::kWarps, 8 / Config::kWarps)
     inner_bwd_kernel(const __grid_constant__ BackwardParams params) {
-  Half::run(params);
+  inner_bwd_body<Config>(params);
+}
+
+// That a block takes at a time.
+template <class Config>
+constexpr int rows_of_block() {
+  if constexpr (Config::kKeep == Keep::kThreads) return Config::kRows;
+  return 16 * Config::kWarps;
 }
 
 // Blocks that fill the device, and no more than there is work for.
 template <class Config>
 int backward_blocks(int64_t num_rows, int multiprocessors) {
-  constexpr int kRows = 16 * Config::kTiles * Config::kWarps;
+  constexpr int kRows = rows_of_block<Config>();
   const int64_t resident = static_cast<int64_t>(multiprocessors) * (8 / Config::kWarps);
   return static_cast<int>(std::max<int64_t>(1, std::min((num_rows + kRows - 1) / kRows, resident)));
 }
@@ -56,13 +46,13 @@ int backward_workers(int64_t num_rows, int multiprocessors) {
          Config::kSlices;
 }
 
-template <class Config, class Half>
+template <class Config>
 cudaError_t launch_inner_backward(const PackParams& pack, const BackwardParams& given,
                                   int multiprocessors, cudaStream_t stream) {
   constexpr int kPackBlocks =
       (Config::kPackedWords + kBackwardPackThreads - 1) / kBackwardPackThreads;
-  inner_bwd_pack_kernel<Config, Half><<<kPackBlocks, kBackwardPackThreads, 0, stream>>>(pack);
-  const auto kernel = inner_bwd_kernel<Config, Half>;
+  inner_bwd_pack_kernel<Config><<<kPackBlocks, kBackwardPackThreads, 0, stream>>>(pack);
+  const auto kernel = inner_bwd_kernel<Config>;
   cudaError_t error = cudaGetLastError();
   constexpr int kDefaultSharedBytes = 48 * 1024;
   if (error == cudaSuccess && Config::kSharedBytes > kDefaultSharedBytes) {
@@ -85,28 +75,23 @@ cudaError_t launch_inner_backward(const PackParams& pack, const BackwardParams& 
   return error;
 }
 
-template <class Config, class Half>
+template <class Config>
 constexpr InnerBackward kInnerBackward = {Config::kPackedWords, Config::kSums,
-                                          backward_workers<Config>,
-                                          launch_inner_backward<Config, Half>};
+                                          backward_workers<Config>, launch_inner_backward<Config>};
 
 template <class Dtype>
 const InnerBackward* find_attention_backward_of(int tokens, int dim, int heads) {
   const InnerBackward* found = nullptr;
-  visit_config(AttentionBackwardConfigs<Dtype>{}, tokens, dim, heads, [&](auto config) {
-    using Config = decltype(config);
-    found = &kInnerBackward<Config, AttentionHalf<Config>>;
-  });
+  visit_config(AttentionBackwardConfigs<Dtype>{}, tokens, dim, heads,
+               [&](auto config) { found = &kInnerBackward<AttentionOf<decltype(config)>>; });
   return found;
 }
 
 template <class Dtype>
 const InnerBackward* find_mlp_backward_of(int tokens, int dim) {
   const InnerBackward* found = nullptr;
-  visit_config(AttentionBackwardConfigs<Dtype>{}, tokens, dim, /*heads=*/1, [&](auto config) {
-    using Config = MlpOf<decltype(config)>;
-    found = &kInnerBackward<Config, MlpHalf<Config>>;
-  });
+  visit_config(AttentionBackwardConfigs<Dtype>{}, tokens, dim, /*heads=*/1,
+               [&](auto config) { found = &kInnerBackward<MlpOf<decltype(config)>>; });
   return found;
 }
 

@@ -9,10 +9,11 @@
 namespace tnt_kernels::cuda {
 
 // Who holds the sums in registers. kWarp: every warp all of them. kBlock: the warps of a block
-// share them (band_sums.cuh). Either way one launch makes them and dx. kSlices: a launch makes
-// slices of them, each by blocks of its own that compute again only what the slice needs, and a
-// launch without sums makes dx.
-enum class Keep { kWarp, kBlock, kSlices };
+// share them (band_sums.cuh). kThreads: the same, without tensor cores
+// (attention_backward_plain.cuh). In all of these one launch makes the sums and dx. kSlices: a
+// launch makes slices of them, each by blocks of its own that compute again only what the slice
+// needs, and a launch without sums makes dx.
+enum class Keep { kWarp, kBlock, kThreads, kSlices };
 
 constexpr int kLanes = 32;
 
@@ -71,7 +72,6 @@ struct MlpBackward : BackwardConfig<Dtype, kTokens, kDim> {
   using Base = BackwardConfig<Dtype, kTokens, kDim>;
   static constexpr int kInputs = Base::kInputs, kUnitWords = Base::kUnitWords;
   static constexpr int kHidden = kHiddenPerDim * kDim;
-  static constexpr int kTiles = 1;  // of a warp
   static constexpr int kChunks = (kHidden + 15) / 16;
   static constexpr Keep kKeep = kDim > 40                                      ? Keep::kSlices
                                 : kDim < 24 || (kDim == 24 && kUnitWords == 1) ? Keep::kWarp
@@ -125,39 +125,39 @@ struct MlpBackward : BackwardConfig<Dtype, kTokens, kDim> {
   static constexpr int kSharedBytes = Base::shared_bytes(kPackedWords, kStagedWords, kValues);
 };
 
-// Heads go through in steps of one, or of two whose feature groups make pairs. Packed, in words
-// per lane, a step is
+// Sums of attention, in floats: gradients of the folded q, k, v and of proj's transpose, each (C,
+// C), and of the biases of q and proj. That of k is 0; for v see block_value_bias.
+template <int kDim>
+struct AttentionSums {
+  static constexpr int kMatrices = 4;  // q, k, v, proj
+  static constexpr int kQueryBiasSum = kMatrices * kDim * kDim;
+  static constexpr int kProjBiasSum = kQueryBiasSum + kDim;
+  static constexpr int kSums = kProjBiasSum + kDim;
+};
+
+// For S = 16. Heads go through in steps of one, or of two whose feature groups make pairs. Packed,
+// in words per lane, a step is
 //   [q, k, v, and proj^T, each as LinearLayout has it]
 //   [q^T, k^T, v^T: input groups x feature groups units each][biases of q: feature groups x 2]
 template <class Dtype, int kTokens, int kDim, int kHeads_>
-struct AttentionBackward : BackwardConfig<Dtype, kTokens, kDim> {
+struct AttentionBackward : BackwardConfig<Dtype, kTokens, kDim>, AttentionSums<kDim> {
   using Base = BackwardConfig<Dtype, kTokens, kDim>;
+  using AttentionSums<kDim>::kMatrices;
   static constexpr int kInputs = Base::kInputs, kUnitWords = Base::kUnitWords;
   static constexpr int kHeads = kHeads_, kHeadDim = kDim / kHeads;
-  static constexpr int kTiles = kTokens > 16 ? kTokens / 16 : 1;  // of a warp: whole sequences
   static constexpr int kHeadGroups = (kHeadDim + 7) / 8;
-  static constexpr bool kPairsFit = kTiles == 1 && kDim <= 40;
-  static constexpr int kStepHeads = kHeadGroups % 2 == 1 && kHeads % 2 == 0 && kPairsFit ? 2 : 1;
+  static constexpr int kStepHeads = kHeadGroups % 2 == 1 && kHeads % 2 == 0 ? 2 : 1;
   static constexpr int kGroups = kStepHeads * kHeadGroups;
   static constexpr int kSteps = kHeads / kStepHeads;
   static constexpr float kSoftmaxScale =
       static_cast<float>(1.4426950408889634 * inverse_square_root(kHeadDim));
 
-  // Straight code, but where C is so wide that its sums do not fit the registers anyhow.
-  static constexpr int kUnrollInputs = kDim > 40 ? 1 : kInputs;
-  static constexpr int kUnrollGroups = kDim > 40 && kGroups % 2 == 0 ? 1 : kGroups;
-
   // Rows of weight gradients are made 16 at a time: two feature groups.
   static constexpr int kPairs = (kGroups + 1) / 2;
   static constexpr int kMostValues = kUnitWords > 1 ? 64 : 100;  // of a warp
-  static constexpr bool kFitsWarp = kTiles == 1 && kSteps * kPairs * kInputs * 16 <= kMostValues;
-  static constexpr Keep kKeep = kFitsWarp                   ? Keep::kWarp
-                                : kTiles == 1 && kDim <= 40 ? Keep::kBlock
-                                                            : Keep::kSlices;
-  static constexpr int kWarps = Base::warps(kKeep);
-  static constexpr bool kSliced = kKeep == Keep::kSlices;
-  static constexpr int kSlices = kSliced ? kSteps * kPairs : 1;
-  static constexpr int kSliceSteps = kSliced ? 1 : kSteps, kSlicePairs = kSliced ? 1 : kPairs;
+  static constexpr Keep kKeep =
+      kSteps * kPairs * kInputs * 16 <= kMostValues ? Keep::kWarp : Keep::kBlock;
+  static constexpr int kWarps = Base::warps(kKeep), kSlices = 1;
 
   using Linear = LinearLayout<kGroups, kInputs, false>;
   static constexpr int kTransposedUnits = kGroups * kInputs;
@@ -167,43 +167,48 @@ struct AttentionBackward : BackwardConfig<Dtype, kTokens, kDim> {
   static constexpr int kStepWords = kBiasWord + Base::round_up_4(2 * kGroups);
   static constexpr int kPackedWords = 32 * kSteps * kStepWords;
 
-  // First floats of the sums: gradients of the folded q, k, v and of proj's transpose, each (C, C),
-  // and of the biases of q and proj. That of k is 0; for v see block_value_bias.
-  static constexpr int kMatrices = 4;  // q, k, v, proj: the kinds of bands too
-  static constexpr int kQueryBiasSum = kMatrices * kDim * kDim;
-  static constexpr int kProjBiasSum = kQueryBiasSum + kDim;
-  static constexpr int kSums = kProjBiasSum + kDim;
-
   // A warp's own.
   struct Values {
-    float matrix[kSliceSteps][kSlicePairs][kMatrices][kInputs][4];
-    float q_bias[kSliceSteps][kSlicePairs][2][2];  // [group][column]
+    float matrix[kSteps][kPairs][kMatrices][kInputs][4];
+    float q_bias[kSteps][kPairs][2][2];  // [group][column]
     ColumnSums<kInputs> proj_bias;
 
     template <class Use>
     TNT_DEVICE void each(const Use& use) {
 #pragma unroll
-      for (int i = 0; i < kSliceSteps * kSlicePairs; ++i) {
+      for (int i = 0; i < kSteps * kPairs; ++i) {
 #pragma unroll
         for (int j = 0; j < kMatrices * kInputs * 4; ++j) {
-          use(matrix[i / kSlicePairs][i % kSlicePairs][j / 4 / kInputs][j / 4 % kInputs][j % 4]);
+          use(matrix[i / kPairs][i % kPairs][j / 4 / kInputs][j / 4 % kInputs][j % 4]);
         }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          use(q_bias[i / kSlicePairs][i % kSlicePairs][j / 2][j % 2]);
-        }
+        for (int j = 0; j < 4; ++j) use(q_bias[i / kPairs][i % kPairs][j / 2][j % 2]);
       }
       proj_bias.each(use);
     }
   };
-  static constexpr int kSliceValues = kSliceSteps * kSlicePairs * (kMatrices * kInputs * 4 + 4);
-  static constexpr int kValues = (kKeep == Keep::kBlock ? 0 : kSliceValues) + 2 * kInputs;
+  static constexpr int kBandValues = kSteps * kPairs * (kMatrices * kInputs * 4 + 4);
+  static constexpr int kValues = (kKeep == Keep::kBlock ? 0 : kBandValues) + 2 * kInputs;
 
   static constexpr int kKinds = kMatrices, kBands = kSteps * kPairs, kRoundBands = kBands;
   using Staged = StagedTile<kUnitWords, kInputs, kKinds, kRoundBands>;
   static constexpr int kStagedWords = kKeep == Keep::kBlock ? kWarps * Staged::kWords : 0;
   static constexpr bool kWeightsInShared = Base::fits(kPackedWords, kStagedWords);
   static constexpr int kSharedBytes = Base::shared_bytes(kPackedWords, kStagedWords, kValues);
+};
+
+// For other S, any number of heads. Packed as plain_attention_pack_body says.
+template <class Dtype, int kTokens, int kDim>
+struct PlainAttentionBackward : BackwardConfig<Dtype, kTokens, kDim>, AttentionSums<kDim> {
+  static constexpr Keep kKeep = Keep::kThreads;
+  static constexpr int kRows = kTokens > 16 ? kTokens : 16;  // tokens that a block takes at a time
+  static constexpr int kWarps = 8, kSlices = 1;
+  // Side of the square of a weight's gradient that a thread has: 4 weights, 256 threads.
+  static constexpr int kSide = (kDim + 7) / 8;
+  static constexpr int kMostHeads = kDim < 24 ? 2 : 8;
+  static constexpr int kPackedWords = 7 * kDim * kDim + kDim;
+  static constexpr int kSharedBytes =
+      4 * (10 * kDim * kRows + 2 * kMostHeads * kRows * kTokens + kRows);
 };
 
 }  // namespace tnt_kernels::cuda

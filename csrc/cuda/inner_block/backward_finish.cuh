@@ -16,9 +16,6 @@ TNT_DEVICE int64_t global_thread() {
 }
 TNT_DEVICE int64_t global_threads() { return static_cast<int64_t>(num_blocks()) * block_threads(); }
 
-// Sum over the lanes of a warp.
-TNT_DEVICE float warp_sum(float x) { return warp_column_sum(warp_row_sum(x)); }
-
 // A linear layer behind a LayerNorm, rows [first, first + rows) of its weight, and its sums.
 struct FoldedGradient {
   const WeightView& weight;

@@ -15,6 +15,12 @@ constexpr auto backward_of(ConfigList<Forward...>) {
 template <class Dtype>
 using AttentionBackwardConfigs = decltype(backward_of(InnerConfigs<Dtype>{}));
 
+// The kernel that serves it.
+template <class Attention>
+using AttentionOf = std::conditional_t<
+    Attention::kTokens == 16, Attention,
+    PlainAttentionBackward<typename Attention::Dtype, Attention::kTokens, Attention::kDim>>;
+
 // The MLP knows no heads.
 template <class Attention>
 using MlpOf = MlpBackward<typename Attention::Dtype, Attention::kTokens, Attention::kDim>;

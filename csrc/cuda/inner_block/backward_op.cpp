@@ -85,7 +85,11 @@ class BackwardCall : public InnerCall {
     pack.has_attention = which.attention;
     pack.has_mlp = which.mlp;
     pack.packed = reinterpret_cast<uint32_t*>(buffer(kernel.packed_words));
-    BackwardParams params = {half.x, half.dy, half.dx};
+    BackwardParams params = {};
+    params.x = half.x;
+    params.dy = half.dy;
+    params.dx = half.dx;
+    params.num_heads = num_heads();
     params.weights = pack.packed;
     params.drop_path = half.drop_path;
     params.num_rows = rows_;

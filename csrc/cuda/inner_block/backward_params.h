@@ -15,6 +15,7 @@ struct BackwardParams {
   const uint32_t* weights;  // packed
   const float* drop_path;   // (P) or null
   int64_t num_rows;         // P * S, less than 2^35
+  int num_heads;            // of attention
   float eps;
 };
 

@@ -5,71 +5,66 @@
 
 namespace tnt_kernels::cuda {
 
-// kTiles tiles of 16 rows, of which some may be past the end: those are read from a row that exists
-// and have no gradient.
+// A tile of 16 rows, of which some may be past the end: those are read from a row that exists and
+// have no gradient.
 template <class Config>
 struct BackwardRows {
   using Row = typename Config::Row;
   using Dtype = typename Config::Dtype;
   static constexpr int kRowWords = Config::kDim / 2 * Dtype::kPairWords;
-  static constexpr int kRows = 16 * Config::kTiles;
 
-  int group;
-  int count;  // that exist, at least 1
+  int tile;
+  int count;  // of rows that exist, at least 1
 
-  TNT_DEVICE BackwardRows(int group, int64_t total) : group(group), count(kRows) {
+  TNT_DEVICE BackwardRows(int tile, int64_t total) : tile(tile), count(16) {
     if constexpr (Config::kTokens % 16 != 0) {
-      const int64_t left = total - static_cast<int64_t>(group) * kRows;
-      count = left < kRows ? static_cast<int>(left) : kRows;
+      const int64_t left = total - static_cast<int64_t>(tile) * 16;
+      count = left < 16 ? static_cast<int>(left) : 16;
     }
   }
 
-  TNT_DEVICE int64_t first_word() const {
-    return static_cast<int64_t>(group) * (kRows * kRowWords);
-  }
+  TNT_DEVICE int64_t first_word() const { return static_cast<int64_t>(tile) * (16 * kRowWords); }
 
   // Tiles are whole, unless they hold several sequences.
-  TNT_DEVICE bool exists(int tile, int half) const {
+  TNT_DEVICE bool exists(int half) const {
     if constexpr (Config::kTokens % 16 == 0) return true;
-    return 16 * tile + 8 * half + lane_id() / 4 < count;
+    return 8 * half + lane_id() / 4 < count;
   }
 
-  TNT_DEVICE int row_word(int tile, int half) const {
-    return exists(tile, half) ? (16 * tile + 8 * half + lane_id() / 4) * kRowWords : 0;
+  TNT_DEVICE int row_word(int half) const {
+    return exists(half) ? (8 * half + lane_id() / 4) * kRowWords : 0;
   }
 
-  TNT_DEVICE void load(const void* x, int tile, float (&y)[Config::kInputs][4]) const {
+  TNT_DEVICE void load(const void* x, float (&y)[Config::kInputs][4]) const {
     const uint32_t* base = static_cast<const uint32_t*>(x) + first_word();
-    load_row<Dtype, Config::kDim, 0>(base + row_word(tile, 0), y);
-    load_row<Dtype, Config::kDim, 1>(base + row_word(tile, 1), y);
+    load_row<Dtype, Config::kDim, 0>(base + row_word(0), y);
+    load_row<Dtype, Config::kDim, 1>(base + row_word(1), y);
   }
 
-  TNT_DEVICE void store(void* y, int tile, const float (&x)[Config::kInputs][4]) const {
+  TNT_DEVICE void store(void* y, const float (&x)[Config::kInputs][4]) const {
     uint32_t* base = static_cast<uint32_t*>(y) + first_word();
-    if (exists(tile, 0)) store_row<Dtype, Config::kDim, 0>(base + row_word(tile, 0), x);
-    if (exists(tile, 1)) store_row<Dtype, Config::kDim, 1>(base + row_word(tile, 1), x);
+    if (exists(0)) store_row<Dtype, Config::kDim, 0>(base + row_word(0), x);
+    if (exists(1)) store_row<Dtype, Config::kDim, 1>(base + row_word(1), x);
   }
 
-  TNT_DEVICE int64_t patch(int tile, int half) const {
-    const uint64_t at = static_cast<uint64_t>(group) * Config::kTiles + tile;
+  TNT_DEVICE int64_t patch(int half) const {
+    const auto at = static_cast<uint64_t>(tile);
     if constexpr (Config::kTokens % 16 == 0) return at / (Config::kTokens / 16);
     return at * (16 / Config::kTokens) + (8 * half + lane_id() / 4) / Config::kTokens;
   }
 
   // Gradient of the branch: dy times the row's drop-path factor, 0 for rows past the end.
-  TNT_DEVICE void scale(const float* drop_path, int tile, const float (&dy)[Config::kInputs][4],
+  TNT_DEVICE void scale(const float* drop_path, const float (&dy)[Config::kInputs][4],
                         float (&branch)[Config::kInputs][4]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float factor = 1.0f;
-      if (drop_path != nullptr && exists(tile, half)) {
-        factor = load_float(drop_path + patch(tile, half));
-      }
+      if (drop_path != nullptr && exists(half)) factor = load_float(drop_path + patch(half));
 #pragma unroll
       for (int k = 0; k < Config::kInputs; ++k) {
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          branch[k][i] = exists(tile, half) ? factor * dy[k][i] : 0.0f;
+          branch[k][i] = exists(half) ? factor * dy[k][i] : 0.0f;
         }
       }
     }
@@ -124,15 +119,14 @@ TNT_DEVICE void add_columns(const float (&x)[kTiles][4], float (&sums)[kTiles][2
 // The operands of a tile, without columns; adds its gradients to sums.
 template <class Config>
 TNT_DEVICE void load_operands(const BackwardRows<Config>& rows, const BackwardParams& params,
-                              int tile, TokenOperands<Config>& x, TokenOperands<Config>& dz,
-                              float (&rstd)[2], float (&dy)[Config::kInputs][4],
-                              ColumnSums<Config::kInputs>& sums) {
+                              TokenOperands<Config>& x, TokenOperands<Config>& dz, float (&rstd)[2],
+                              float (&dy)[Config::kInputs][4], ColumnSums<Config::kInputs>& sums) {
   float input[Config::kInputs][4];
   float normed[Config::kInputs][4], branch[Config::kInputs][4];
-  rows.load(params.x, tile, input);
-  rows.load(params.dy, tile, dy);
+  rows.load(params.x, input);
+  rows.load(params.dy, dy);
   warp_normalize<typename Config::Row, Config::kDim>(input, params.eps, normed, rstd);
-  rows.scale(params.drop_path, tile, dy, branch);
+  rows.scale(params.drop_path, dy, branch);
   x.set(normed);
   dz.set(branch);
   add_columns(branch, sums.sum);
@@ -140,11 +134,11 @@ TNT_DEVICE void load_operands(const BackwardRows<Config>& rows, const BackwardPa
 
 // dx of a tile; dy is read again, which costs less than registers for it all the while.
 template <class Config>
-TNT_DEVICE void store_dx(const BackwardRows<Config>& rows, const BackwardParams& params, int tile,
+TNT_DEVICE void store_dx(const BackwardRows<Config>& rows, const BackwardParams& params,
                          const TokenOperands<Config>& x, const float (&dnormed)[Config::kInputs][4],
                          const float (&rstd)[2], float (&dy)[Config::kInputs][4]) {
   add_norm_gradient(x, dnormed, rstd, dy);
-  rows.store(params.dx, tile, dy);
+  rows.store(params.dx, dy);
 }
 
 // Where a warp's groups of rows begin and how far apart they are, for one slice of the sums.

@@ -52,35 +52,30 @@ TNT_DEVICE void write_mlp_sums(typename Config::Values& sums, int slice, float* 
 }
 
 template <class Config>
-TNT_DEVICE void write_attention_sums(typename Config::Values& sums, int slice, float* partial) {
+TNT_DEVICE void write_attention_sums(typename Config::Values& sums, float* partial) {
   const int row = lane_id() / 4, column = lane_id() % 4 * 2;
 #pragma unroll
-  for (int s = 0; s < Config::kSliceSteps * Config::kSlicePairs; ++s) {
-    const int local = s / Config::kSlicePairs, local_pair = s % Config::kSlicePairs;
-    const int step = Config::kSliced ? slice / Config::kPairs : local;
-    const int pair = Config::kSliced ? slice % Config::kPairs : local_pair;
+  for (int i = 0; i < Config::kSteps * Config::kPairs * 2; ++i) {
+    const int step = i / 2 / Config::kPairs, pair = i / 2 % Config::kPairs, half = i % 2;
+    const int feature = attention_weight_row<Config>(step, 2 * pair + half, row);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int feature = attention_weight_row<Config>(step, 2 * pair + half, row);
+    for (int j = 0; j < Config::kMatrices * 2 * Config::kInputs; ++j) {
+      const int m = j / 2 / Config::kInputs, n = j / 2 % Config::kInputs;
+      const int channel = Config::Row::channel(n, column + j % 2);
+      if (feature >= Config::kDim || channel >= Config::kDim) continue;
+      store_float(partial + (m * Config::kDim + feature) * Config::kDim + channel,
+                  sums.matrix[step][pair][m][n][2 * half + j % 2]);
+    }
 #pragma unroll
-      for (int i = 0; i < Config::kMatrices * 2 * Config::kInputs; ++i) {
-        const int m = i / 2 / Config::kInputs, n = i / 2 % Config::kInputs;
-        const int channel = Config::Row::channel(n, column + i % 2);
-        if (feature >= Config::kDim || channel >= Config::kDim) continue;
-        store_float(partial + (m * Config::kDim + feature) * Config::kDim + channel,
-                    sums.matrix[local][local_pair][m][n][2 * half + i % 2]);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float bias = warp_column_sum(sums.q_bias[local][local_pair][half][i]);
-        const int of_bias = attention_weight_row<Config>(step, 2 * pair + half, column + i);
-        if (row == 0 && of_bias < Config::kDim) {
-          store_float(partial + Config::kQueryBiasSum + of_bias, bias);
-        }
+    for (int j = 0; j < 2; ++j) {
+      const float bias = warp_column_sum(sums.q_bias[step][pair][half][j]);
+      const int of_bias = attention_weight_row<Config>(step, 2 * pair + half, column + j);
+      if (row == 0 && of_bias < Config::kDim) {
+        store_float(partial + Config::kQueryBiasSum + of_bias, bias);
       }
     }
   }
-  if (slice == 0) write_column_sums<Config>(sums.proj_bias, partial + Config::kProjBiasSum);
+  write_column_sums<Config>(sums.proj_bias, partial + Config::kProjBiasSum);
 }
 
 }  // namespace tnt_kernels::cuda

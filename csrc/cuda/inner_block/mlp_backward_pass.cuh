@@ -37,7 +37,7 @@ TNT_DEVICE void mlp_bwd_pass(const BackwardParams& params) {
   for (int group = share.first(); group < num_groups; group += share.stride()) {
     const BackwardRows<Config> rows(group, params.num_rows);
     float rstd[2], dy[kInputs][4], dnormed[kInputs][4] = {};
-    load_operands(rows, params, 0, warp.x, warp.dz, rstd, dy, sums.fc2_bias);
+    load_operands(rows, params, warp.x, warp.dz, rstd, dy, sums.fc2_bias);
     if (want_dw) {
       warp.x.set_columns();
       warp.dz.set_columns();
@@ -56,7 +56,7 @@ TNT_DEVICE void mlp_bwd_pass(const BackwardParams& params) {
 #pragma unroll 1
       for (int c = first; c < last; ++c) chunk(c, 0);
     }
-    if (want_dx) store_dx(rows, params, 0, warp.x, dnormed, rstd, dy);
+    if (want_dx) store_dx(rows, params, warp.x, dnormed, rstd, dy);
   }
   if (!want_dw || !block_add_up(sums)) return;
   write_mlp_sums<Config>(sums, share.slice, share.partial());

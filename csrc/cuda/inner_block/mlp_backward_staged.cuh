@@ -25,7 +25,7 @@ TNT_DEVICE void mlp_bwd_staged(const BackwardParams& params) {
     const BackwardRows<Config> rows(share.first + warp_id(), params.num_rows);
     float rstd[2], dy[kInputs][4], dnormed[kInputs][4] = {};
     if (busy) {
-      load_operands(rows, params, 0, warp.x, warp.dz, rstd, dy, dz_sums);
+      load_operands(rows, params, warp.x, warp.dz, rstd, dy, dz_sums);
       if (want_dw) Bands::write_columns(tile, warp.x, warp.dz);
     }
 #pragma unroll
@@ -44,7 +44,7 @@ TNT_DEVICE void mlp_bwd_staged(const BackwardParams& params) {
           warp.chunk(first + c, want_dx, stage, dnormed);
         }
         if (first + chunks == Config::kChunks && want_dx) {
-          store_dx(rows, params, 0, warp.x, dnormed, rstd, dy);
+          store_dx(rows, params, warp.x, dnormed, rstd, dy);
         }
       }
       if (!want_dw) continue;

@@ -142,6 +142,9 @@ TNT_DEVICE float warp_column_sum(float x) {
   return x + warp_shuffle_xor<16>(x);
 }
 
+// Sum over the lanes of a warp.
+TNT_DEVICE float warp_sum(float x) { return warp_column_sum(warp_row_sum(x)); }
+
 // dx += rstd (dnormed - mean(dnormed) - normed mean(dnormed normed)), of which dx is the
 // residual's part.
 template <class Layout, int kDim>

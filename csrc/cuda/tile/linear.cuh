@@ -51,14 +51,12 @@ struct LinearLayout {
   }
 };
 
-// Calls use(tile, feature group, accumulator) for each product. The loop over pairs of groups is
-// unrolled, or is a loop where `kUnroll` is 1.
-template <class Math, int kGroups, bool kHasBias, int kUnroll = kGroups, int kTiles, int kInputs,
-          class Use>
+// Calls use(tile, feature group, accumulator) for each product.
+template <class Math, int kGroups, bool kHasBias, int kTiles, int kInputs, class Use>
 TNT_DEVICE void warp_linear(WeightStream<Math>& weights,
                             const typename Math::Tile (&x)[kTiles][kInputs], const Use& use) {
   using Block = LinearBlock<kInputs, kHasBias>;
-#pragma unroll kUnroll
+#pragma unroll
   for (int first = 0; first < kGroups; first += 2) {
     const int count = kGroups - first < 2 ? 1 : 2;
     typename Math::Unit w[2][kInputs], bias[2][2] = {}, fill;
