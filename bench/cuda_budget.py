@@ -44,17 +44,39 @@ H100 = {"multiprocessors": 132, "ghz": 1.755, "issue": 4, "gb_per_s": 3000}
 SEQUENCES = 256 * 196
 COMPARED = ("registers", "stack_bytes", "instructions", "shared_bytes", "instructions_per_sequence")
 
-# Kernels whose main loop is counted, and how often the loops inside it run, in order of address:
-# steps of heads and chunks of hidden units, where they are not unrolled.
+# Kernels whose main loop is counted, and how often the loops inside it run per sequence, in order
+# of address: steps of heads and chunks of hidden units, where they are not unrolled; tiles whose
+# sums the warps of a block share.
+FORWARD_LOOPS = {
+    "BFloat16": {24: (), 40: ()},
+    "Float16": {24: (), 40: ()},
+    "Float32": {24: (2, 3), 40: (4, 5)},
+    "TensorFloat32": {24: (2, 3), 40: (4, 5)},
+}
+ATTENTION_LOOPS = {
+    "BFloat16": {24: (), 40: (4, 4)},
+    "Float16": {24: (2, 4), 40: (4, 4)},
+    "Float32": {24: (2, 4), 40: (4, 4)},
+}
+MLP_LOOPS = {
+    "BFloat16": {24: (), 40: (2, 4)},
+    "Float16": {24: (6, 4), 40: (6, 4, 4, 4)},
+    "Float32": {24: (6, 4), 40: (6, 4, 4, 4)},
+}
+
+
+def _named(pattern: str, table: dict) -> dict:
+    return {
+        pattern.format(dtype=dtype, dim=dim): loops
+        for dtype, loops_of_dim in table.items()
+        for dim, loops in loops_of_dim.items()
+    }
+
+
 MAIN_LOOPS = {
-    f"inner_block_fwd {dtype}-S16-C{dim}-heads4": loops
-    for dtype, loops_of_dim in (
-        ("BFloat16", {24: (), 40: ()}),
-        ("Float16", {24: (), 40: ()}),
-        ("Float32", {24: (2, 3), 40: (4, 5)}),
-        ("TensorFloat32", {24: (2, 3), 40: (4, 5)}),
-    )
-    for dim, loops in loops_of_dim.items()
+    **_named("inner_block_fwd {dtype}-S16-C{dim}-heads4", FORWARD_LOOPS),
+    **_named("inner_attention_bwd {dtype}-S16-C{dim}-heads4", ATTENTION_LOOPS),
+    **_named("inner_mlp_bwd {dtype}-S16-C{dim}", MLP_LOOPS),
 }
 
 
@@ -105,6 +127,10 @@ def kernel_name(demangled: str) -> str:
             end = position
             break
     name = re.sub(r"_kernel(?=<|$)", "", name[:end])
+    half = re.fullmatch(r"inner_bwd(_pack)?<(?:Plain)?(\w+)Backward<(\w+),(.*)>>", name)
+    if half:
+        sizes = "-".join(map("{}{}".format, ("S", "C", "heads"), half[4].split(",")))
+        return f"inner_{half[2].lower()}_bwd{half[1] or ''} {half[3]}-{sizes}"
     size = r"<\w+<(\w+),(\d+),(\d+),(\d+)[^<>]*>>"  # a configuration: type, S, C, heads, tuning
     return re.sub(size, r" \1-S\2-C\3-heads\4", name)
 
@@ -157,24 +183,26 @@ def main_loop(code: list, inner_loops: tuple, name: str) -> collections.Counter:
     return counts
 
 
-def shared_bytes() -> dict:
-    """Dynamic shared memory of the kernels of MAIN_LOOPS, read off the names of empty kernels."""
-    lines = ['#include "cuda/inner_block/instances.cuh"', "namespace tnt_kernels::cuda {"]
-    lines.append("template <class, int> __global__ void shared_bytes() {}")
-    for name in MAIN_LOOPS:
-        dtype, tokens, dim, heads = re.findall(r" (\w+)-S(\d+)-C(\d+)-heads(\d+)", name)[0]
-        config = f"TunedConfig<{dtype}, {tokens}, {dim}, {heads}>"
-        lines.append(f"template __global__ void shared_bytes<{config}, {config}::kSharedBytes>();")
+def blocks_of_main_loops() -> dict:
+    """{name: (dynamic shared memory, warps) of a block}, read off the names of empty kernels."""
+    lines = ['#include "cuda/inner_block/backward_instances.cuh"', "namespace tnt_kernels::cuda {"]
+    lines.append("template <int, int, int> __global__ void block() {}")
+    for index, name in enumerate(MAIN_LOOPS):
+        sizes = re.search(r" (\w+)-S(\d+)-C(\d+)(?:-heads(\d+))?", name)
+        kind = {"inner_block_fwd": "TunedConfig", "inner_mlp_bwd": "MlpBackward"}
+        config = kind.get(name.split()[0], "AttentionBackward")
+        config += f"<{', '.join(filter(None, sizes.groups()))}>"
+        values = f"{index}, {config}::kSharedBytes, {config}::kWarps"
+        lines.append(f"template __global__ void block<{values}>();")
     BUILD.mkdir(parents=True, exist_ok=True)
-    source, cubin = BUILD / "shared_bytes.cu", BUILD / "shared_bytes.cubin"
+    source, cubin = BUILD / "blocks.cu", BUILD / "blocks.cubin"
     source.write_text("\n".join([*lines, "}"]) + "\n")
     flags = [*load_setup().NVCC_FLAGS, f"-I{ROOT / 'csrc'}", "-arch=sm_90", "-cubin"]
     subprocess.run(["nvcc", *flags, "-o", cubin, source], check=True)
     found = {}
     for *_, demangled in kernels_of(cubin, "90"):
-        dtype, (*sizes, _, _, _), rest = configuration(demangled)
-        size = int(re.search(r"\d+", rest)[0])
-        found["inner_block_fwd {}-S{}-C{}-heads{}".format(dtype, *sizes)] = size
+        index, size, warps = map(int, re.search(r"<(\d+),(\d+),(\d+)>", short(demangled)).groups())
+        found[list(MAIN_LOOPS)[index]] = (size, warps)
     return found
 
 
@@ -195,8 +223,10 @@ def measure(name: str, registers: int, stack: int, code: list, demangled: str) -
     executed = [text for _, text in code if not text.startswith("NOP")]
     figures = {"registers": registers, "stack_bytes": stack, "instructions": len(executed)}
     if name in MAIN_LOOPS:
-        _, (tokens, _, _, tiles, warps, _), _ = configuration(demangled)
-        sequences = 16 * tiles // tokens
+        sequences = 1  # that a warp takes at a time
+        if name.startswith("inner_block_fwd"):
+            _, (tokens, _, _, tiles, *_), _ = configuration(demangled)
+            sequences = 16 * tiles // tokens
         counts = main_loop(code, MAIN_LOOPS[name], name)
         total = sum(counts.values()) / sequences
         pipes = {
@@ -204,21 +234,21 @@ def measure(name: str, registers: int, stack: int, code: list, demangled: str) -
             for pipe, opcodes in PIPES.items()
         }
         pipes["other"] = round(total - sum(pipes.values()), 1)
-        figures.update(instructions_per_sequence=round(total, 1), warps=warps, pipes=pipes)
+        figures.update(instructions_per_sequence=round(total, 1), pipes=pipes)
     return figures
 
 
-def add_occupancy(found: dict, shared: dict) -> None:
+def add_occupancy(found: dict, blocks: dict) -> None:
     """Shared memory and resident warps, where the size of a block is known."""
     for key, figures in found.items():
         arch, name = key.removeprefix("sm_").split(maxsplit=1)
-        if name not in shared:
+        if name not in blocks:
             continue
-        warps = figures.pop("warps")
+        shared, warps = blocks[name]
         by_registers = 65536 // (-(-figures["registers"] // 8) * 8 * 32 * warps)
-        by_shared = SHARED_KB[arch] * 1024 // (shared[name] + 1024)
+        by_shared = SHARED_KB[arch] * 1024 // (shared + 1024)
         resident = min(by_registers, by_shared, MOST_WARPS[arch] // warps) * warps
-        figures.update(shared_bytes=shared[name], warps_per_multiprocessor=resident)
+        figures.update(shared_bytes=shared, warps_per_multiprocessor=resident)
 
 
 def problems(found: dict, baseline: dict) -> list:
@@ -260,7 +290,8 @@ def print_tables(found: dict) -> None:
         if key.startswith("sm_90"):
             tokens, dim = map(int, re.findall(r"-S(\d+)-C(\d+)", key)[0])
             size = 4 if "Float32" in key else 2
-            floor = 2 * SEQUENCES * tokens * dim * size / H100["gb_per_s"] / 1e3
+            tensors = 3 if "_bwd" in key else 2  # x and dy are read, dx is written
+            floor = tensors * SEQUENCES * tokens * dim * size / H100["gb_per_s"] / 1e3
             line += f"  {modelled_us(figures):.0f}, {floor:.0f}"
         print(line)
 
@@ -289,7 +320,7 @@ def main() -> int:
         for file in files.get(arch, ())
         for kernel in kernels_of(file, arch)
     }
-    add_occupancy(found, shared_bytes())
+    add_occupancy(found, blocks_of_main_loops())
     print_tables(found)
     baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     if given.write:

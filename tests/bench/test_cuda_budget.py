@@ -15,9 +15,18 @@ from emulation.calls import SIZES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "cuda_budget.py"
 TARGETS = {
-    "sm_90 inner_block_fwd BFloat16-S16-C24-heads4": 760,
-    "sm_90 inner_block_fwd BFloat16-S16-C40-heads4": 1210,
+    ("sm_90 inner_block_fwd BFloat16-S16-C24-heads4",): 760,
+    ("sm_90 inner_block_fwd BFloat16-S16-C40-heads4",): 1210,
+    (
+        "sm_90 inner_attention_bwd BFloat16-S16-C24-heads4",
+        "sm_90 inner_mlp_bwd BFloat16-S16-C24",
+    ): 2120,
+    (
+        "sm_90 inner_attention_bwd BFloat16-S16-C40-heads4",
+        "sm_90 inner_mlp_bwd BFloat16-S16-C40",
+    ): 3950,
 }
+"""Instructions per sequence, of kernels that run one after the other."""
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +44,9 @@ def baseline(budget: ModuleType) -> dict:
 
 
 def test_baseline_meets_the_targets(baseline: dict) -> None:
-    for key, most in TARGETS.items():
-        assert baseline[key]["instructions_per_sequence"] <= most
-        assert baseline[key]["stack_bytes"] == 0
+    for keys, most in TARGETS.items():
+        assert sum(baseline[key]["instructions_per_sequence"] for key in keys) <= most
+        assert all(baseline[key]["stack_bytes"] == 0 for key in keys)
 
 
 def test_baseline_covers_every_kernel_and_architecture(budget: ModuleType, baseline: dict) -> None:
@@ -50,7 +59,12 @@ def test_baseline_covers_every_kernel_and_architecture(budget: ModuleType, basel
     assert set(budget.MAIN_LOOPS) <= kernels["90"]
     for dtype in ("BFloat16", "Float16", "Float32", "TensorFloat32"):
         for tokens, dim, heads in SIZES:
-            assert f"inner_block_fwd {dtype}-S{tokens}-C{dim}-heads{heads}" in kernels["90"]
+            sizes = f"{dtype}-S{tokens}-C{dim}"
+            assert f"inner_block_fwd {sizes}-heads{heads}" in kernels["90"]
+            if dtype != "TensorFloat32":  # backward is at full accuracy whatever PyTorch allows
+                heads_of = f"-heads{heads}" if tokens == 16 else ""
+                assert f"inner_attention_bwd {sizes}{heads_of}" in kernels["90"]
+                assert f"inner_mlp_bwd {sizes}" in kernels["90"]
 
 
 def test_forward_kernels_of_the_papers_models_do_not_spill(baseline: dict) -> None:
@@ -66,13 +80,25 @@ def test_names_leave_out_tuning(budget: ModuleType) -> None:
         text = f"void {space}inner_block_fwd_kernel<{config}{suffix}({space}ForwardParams)"
         assert budget.kernel_name(text) == "inner_block_fwd BFloat16-S16-C24-heads4"
         assert budget.configuration(text)[:2] == ("BFloat16", [16, 24, 4, 2, 8, 2])
+    for config, expected in (
+        (
+            "AttentionBackward<{0}BFloat16, (int)16, (int)24, (int)4>",
+            "attention_bwd BFloat16-S16-C24-heads4",
+        ),
+        ("PlainAttentionBackward<{0}Float16, (int)4, (int)96>", "attention_bwd Float16-S4-C96"),
+        ("MlpBackward<{0}Float32, (int)64, (int)6>", "mlp_bwd Float32-S64-C6"),
+    ):
+        text = (
+            f"void {space}inner_bwd_kernel<{space}{config.format(space)} >({space}BackwardParams)"
+        )
+        assert budget.kernel_name(text) == f"inner_{expected}"
     other = f"void {space}(anonymous namespace)::sum_kernel<{space}Float16, (int)3>(float*, int)"
     assert budget.kernel_name(other) == "sum<Float16,3>"
     assert budget.kernel_name(f"{space}sum_kernel(float const*)") == "sum"
 
 
 def test_only_what_got_worse_is_a_problem(budget: ModuleType, baseline: dict) -> None:
-    key = next(iter(TARGETS))
+    (key,) = next(iter(TARGETS))
     assert budget.problems({key: baseline[key]}, baseline) == []
     count = baseline[key]["instructions_per_sequence"]
     for factor, worse in ((0.5, False), (1.02, False), (1.04, True)):

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 from emulation import calls
-from emulation.backward_faults import BACKWARD_FAULTS, SIZE_OF_FAULT, SIZES, configs
+from emulation.backward_faults import BACKWARD_FAULTS, SIZES, configs, size_of
 from emulation.backwards import BackwardBuild
 from emulation.build import load
 from emulation.faults import Fault, plant
@@ -30,10 +30,6 @@ def modules() -> dict:
     build.run()
     calls.planted += len(BACKWARD_FAULTS)
     return {name: load(path) for name, path in paths.items()}
-
-
-def size_of(fault: Fault) -> tuple:
-    return SIZE_OF_FAULT.get(fault.name, SIZES[0])
 
 
 def check(kernels: ModuleType, sizes: Sequence[tuple]) -> None:
