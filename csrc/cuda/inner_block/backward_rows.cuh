@@ -102,7 +102,7 @@ TNT_DEVICE void add_norm_gradient(const TokenOperands<Config>& x,
   float normed[Config::kInputs][4];
 #pragma unroll
   for (int i = 0; i < 2 * Config::kInputs; ++i) {
-    const FloatPair pair = unpack_unit(x.rows[i / 2].rows[i % 2]);
+    const FloatPair pair = Config::Math::unpack(x.rows[i / 2].rows[i % 2]);
     normed[i / 2][2 * (i % 2)] = pair.lo;
     normed[i / 2][2 * (i % 2) + 1] = pair.hi;
   }

@@ -32,6 +32,7 @@ struct HalfOperands {
   using Tile = cuda::Tile<1>;
 
   static TNT_DEVICE Unit unit(float lo, float hi) { return {{pack_f16(lo, hi)}}; }
+  static TNT_DEVICE FloatPair unpack(const Unit& a) { return unpack_f16(a.w[0]); }
 
   // What an operand makes of a number.
   static TNT_DEVICE float rounded(float x) { return unpack_f16(pack_f16(x, x)).lo; }
@@ -118,6 +119,7 @@ struct SingleOperands {
   static TNT_DEVICE Unit unit(float lo, float hi) {
     return {{as_word(Self::rounded(lo)), as_word(Self::rounded(hi))}};
   }
+  static TNT_DEVICE FloatPair unpack(const Unit& a) { return {as_float(a.w[0]), as_float(a.w[1])}; }
 
   static TNT_DEVICE Tile tile(const float (&acc)[4]) {
     return {{unit(acc[0], acc[1]), unit(acc[2], acc[3])}};

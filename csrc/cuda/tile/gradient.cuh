@@ -1,9 +1,9 @@
-// What backward kernels need beside forward's tiles: arithmetic with the range of gradients,
+// What backward kernels need beside forward's tiles: arithmetic of the tensors' own type,
 // transposition in registers, GELU with its slope, and the gradient of LayerNorm.
 //
-// Gradients have any size, so no operand here is fp16: bf16 tensors go through bf16, fp16 tensors
-// through tf32, which has fp16's precision and fp32's range, so that a gradient underflows only
-// where the tensor it is stored in makes it.
+// Gradients have any size, so the operands of bf16 tensors are bf16, not fp16 as in forward. Those
+// of fp16 tensors are fp16: what lies between the products has the range that PyTorch gives it,
+// and a loss scale that suits PyTorch suits these kernels. All sums are fp32.
 #pragma once
 
 #include <type_traits>
@@ -28,6 +28,7 @@ struct Brain {
   }
 
   static TNT_DEVICE Unit unit(float lo, float hi) { return {{pack_bf16(lo, hi)}}; }
+  static TNT_DEVICE FloatPair unpack(const Unit& a) { return unpack_bf16(a.w[0]); }
 
   static TNT_DEVICE Tile tile(const float (&acc)[4]) {
     return {{unit(acc[0], acc[1]), unit(acc[2], acc[3])}};
@@ -50,14 +51,6 @@ struct Brain {
                              const Unit& b1) {
     mma(acc.sum, a0, a1, b0, b1);
   }
-
-  // The same with zeros for infinities and NaN.
-  static TNT_DEVICE Unit finite(const Unit& a) {
-    constexpr uint32_t kExponent = 0x7f80u;
-    const uint32_t lo = (a.w[0] & kExponent) == kExponent ? 0 : a.w[0] & 0xffffu;
-    const uint32_t hi = (a.w[0] >> 16 & kExponent) == kExponent ? 0 : a.w[0] & 0xffff0000u;
-    return {{hi | lo}};
-  }
 };
 
 // The arithmetic for tensors of this type and width. Weights are rounded once more than PyTorch's,
@@ -66,14 +59,11 @@ struct Brain {
 template <class Dtype, int kDim>
 struct Gradient {
   static constexpr bool kIsBrain = std::is_same_v<Dtype, BFloat16>;
-  static constexpr bool kIsSingle = std::is_same_v<Dtype, Float32>;
-  using Usual = std::conditional_t<kIsBrain, Brain, std::conditional_t<kIsSingle, Single, Tf32>>;
+  static constexpr bool kIsHalf = std::is_same_v<Dtype, Float16>;
+  using Usual =
+      std::conditional_t<kIsBrain, Brain, std::conditional_t<kIsHalf, StrictHalf, Single>>;
   using Math = std::conditional_t<(kDim >= 8), Usual, std::conditional_t<kIsBrain, Tf32, Single>>;
 };
-
-// The two numbers of a lane; 16-bit units hold bf16.
-TNT_DEVICE FloatPair unpack_unit(const Words<1>& a) { return unpack_bf16(a.w[0]); }
-TNT_DEVICE FloatPair unpack_unit(const Words<2>& a) { return {as_float(a.w[0]), as_float(a.w[1])}; }
 
 // The unit whose rows are the columns of `a`.
 TNT_DEVICE Words<1> warp_transpose(const Words<1>& a) { return {{warp_transpose_b16(a.w[0])}}; }
@@ -118,6 +108,9 @@ template <>
 struct NormalCdf<Tf32> {
   static TNT_DEVICE float of(float x, float square) { return PolynomialGelu<Tf32>::cdf(x, square); }
 };
+
+template <>
+struct NormalCdf<StrictHalf> : NormalCdf<Tf32> {};
 
 template <>
 struct NormalCdf<Single> {
