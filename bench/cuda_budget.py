@@ -158,7 +158,10 @@ def kernels_of(file: Path, arch: str) -> Iterator[tuple]:
 
 
 def main_loop(code: list, inner_loops: tuple, name: str) -> collections.Counter:
-    """Opcodes of the loop with the most tensor work, each as often as it runs per pass."""
+    """Opcodes of the loop with the most tensor work, each as often as it runs per pass.
+
+    Of several such the shortest: code moved out of the loop, behind it, jumps back too.
+    """
     loops = []
     for address, text in code:
         target = re.search(r"^BRA\S* .*?(0x[0-9a-f]+)", text)
@@ -167,7 +170,7 @@ def main_loop(code: list, inner_loops: tuple, name: str) -> collections.Counter:
 
     def tensor_work(loop: tuple) -> tuple:
         inside = [text for address, text in code if loop[0] <= address <= loop[1]]
-        return sum(text.startswith("HMMA") for text in inside), len(inside)
+        return sum(text.startswith("HMMA") for text in inside), -len(inside)
 
     first, last = max(loops, key=tensor_work)
     inner = sorted(loop for loop in loops if first < loop[0] and loop[1] < last)
