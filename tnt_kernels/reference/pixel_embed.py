@@ -78,7 +78,8 @@ def _weight_shapes(args: Args) -> list:
 def _dims(args: Args) -> dict:
     dim, in_chans, kernel, _ = args["weight"].shape
     sizes = {"S": _output_shape(args)[1], "C": dim, "Cin": in_chans, "k": kernel}
-    return {**sizes, **{name: args[name] for name in ("patch_h", "patch_w", "stride")}}
+    sizes.update({name: args[name] for name in ("patch_h", "patch_w", "stride")})
+    return {**sizes, "uint8": int(args["images"].dtype is torch.uint8)}
 
 
 def _macs(args: Args) -> int:

@@ -44,8 +44,8 @@ struct WeightGrad {
       const int row = 16 * tile + 8 * half + lane_row;
       const uint32_t* places = tables + plan.first_row + row;
       const uint32_t* window = tiles + lane_column * Dtype::kPairWords / 2;
-      rows[half][0] = window + load_words<1>(places).w[0];
-      if constexpr (!kTransposes) rows[half][1] = window + load_words<1>(places + 1).w[0];
+      rows[half][0] = behind(window, load_words<1>(places).w[0]);
+      if constexpr (!kTransposes) rows[half][1] = behind(window, load_words<1>(places + 1).w[0]);
       const uint32_t* gradient = dy + (row * plan.dim + first) * Dtype::kPairWords / 2;
 #pragma unroll
       for (int n = 0; n < kGroups; ++n) {
@@ -69,11 +69,11 @@ struct WeightGrad {
       for (int j = 0; j < 4; ++j) {
         const int half = j / 2, i = j % 2;
         Unit& unit = a[half].rows[i];
-        unit.w[0] = load_words<1>(rows[half][0] + at.w[i]).w[0];
+        unit.w[0] = load_words<1>(behind(rows[half][0], at.w[i])).w[0];
         if constexpr (kTransposes) {
           unit.w[0] = warp_transpose_b16(unit.w[0]);
         } else {
-          unit.w[1] = load_words<1>(rows[half][1] + at.w[i]).w[0];
+          unit.w[1] = load_words<1>(behind(rows[half][1], at.w[i])).w[0];
         }
       }
 #pragma unroll
@@ -173,7 +173,7 @@ TNT_DEVICE void team_store_positions(const PixelEmbedPlan& plan, const uint32_t*
   }
 }
 
-template <class Dtype, int kGroups>
+template <class Dtype, int kGroups, bool kBytes>
 TNT_DEVICE void pixel_embed_bwd_dw_body(const PixelEmbedBackward& params) {
   const PixelEmbedPlan& plan = params.plan;
   uint32_t* tables = dynamic_shared();
@@ -201,13 +201,14 @@ TNT_DEVICE void pixel_embed_bwd_dw_body(const PixelEmbedBackward& params) {
       {number % plan.passes,
        (number / plan.passes * kTapWarps + warp_id() % kTapWarps) * 2 * kTapTiles,
        warp_id() / kTapWarps}};
-  for (int64_t group = part; group < plan.num_groups(); group += num_blocks() / slices) {
+  const int64_t groups = plan.num_groups();
+  for (int64_t group = part; group < groups; group += num_blocks() / slices) {
     const int64_t first = group * plan.group_patches, left = plan.num_patches - first;
     const int patches = left < plan.group_patches ? static_cast<int>(left) : plan.group_patches;
     for (int i = team_number; i < plan.group_patches; i += teams) {
       // in place of a patch that does not exist any will do: its gradients are zero
-      team_copy_patch<Dtype, 3>(plan, params.images, first + (i < patches ? i : 0), tables,
-                                tiles + i * plan.tile_words, patch_team);
+      team_copy_patch<Dtype, kBytes, 3>(plan, params.images, first + (i < patches ? i : 0), tables,
+                                        tiles + i * plan.tile_words, patch_team);
     }
     team_copy_gradients<Dtype>(plan, params.dy, first, patches, dy, team);
     block_sync();
