@@ -51,10 +51,11 @@ def _embed(dtype: str, dim: int, is_uint8: bool = False) -> tuple:
         (1, 1, 0, 1, 1, 5), 1, 1, moved,
     )  # fmt: skip
     patches = 8  # of a group
+    units = 2 if size == 4 and not is_uint8 else 1
     backward = Kernel(
         f"pixel_embed_bwd_dw {name}", "pixel_embed/backward", f"dw_kernel.*{instance}",
         # patches; units inside, outside; four pairs of dy; row tiles; positions; four patches
-        (1, 2 if size == 4 and not is_uint8 else 1, 0, patches * 8 * dim / 1024, patches / 2, max(1, dim / 32), patches / 4),
+        (1, units, 0, patches * 8 * dim / 1024, patches / 2, max(1, dim / 32), patches / 4),
         8, patches, moved,
     )  # fmt: skip
     return forward, backward

@@ -58,10 +58,9 @@ std::string forward(const PixelEmbedCall& call) {
   const PixelEmbedForward params = {plan, images, packed, out};
   const Setting& s = call.setting;
   const size_t shared = static_cast<size_t>(forward_shared_bytes(plan, s.warps));
-  run_groups("pixel_embed_fwd", plan, {s.blocks, s.warps, shared, s.reversed},
-             [&](auto groups, auto bytes) {
-               pixel_embed_fwd_body<TNT_DTYPE, groups, bytes>(params);
-             });
+  run_groups(
+      "pixel_embed_fwd", plan, {s.blocks, s.warps, shared, s.reversed},
+      [&](auto groups, auto bytes) { pixel_embed_fwd_body<TNT_DTYPE, groups, bytes>(params); });
   return bytes_at(out, bytes);
 }
 
@@ -82,11 +81,10 @@ std::string weight_grad(const PixelEmbedCall& call) {
   const PixelEmbedBackward params = {plan, images, dy, packed, partials};
   const size_t shared = static_cast<size_t>(backward_shared_bytes(plan, kElementBytes));
   const bool reversed = call.setting.reversed;
-  run_groups("pixel_embed_bwd_dw", plan,
-             {parts * plan.slices(), kTapWarps * kTokenWarps, shared, reversed},
-             [&](auto groups, auto bytes) {
-               pixel_embed_bwd_dw_body<TNT_DTYPE, groups, bytes>(params);
-             });
+  run_groups(
+      "pixel_embed_bwd_dw", plan,
+      {parts * plan.slices(), kTapWarps * kTokenWarps, shared, reversed},
+      [&](auto groups, auto bytes) { pixel_embed_bwd_dw_body<TNT_DTYPE, groups, bytes>(params); });
   buffers.finished();
   float* flat = static_cast<float*>(buffers.output(bytes));
   const SumPartials sum = {partials, flat, plan.flat(), plan.flat(), parts};

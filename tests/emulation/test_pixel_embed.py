@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -212,12 +213,11 @@ def test_refusals_say_why(changes: dict, reason: str) -> None:
 
 
 def test_every_kernel_in_the_sources_is_executed(pixel_kernels: ModuleType) -> None:
-    for dim in (24, 40):
-        for dtype in DTYPES:
-            case = {"B": 1, "Cin": 1, "H": 16, "W": 16, "C": dim, "patch": 16, "stride": 4}
-            args = SPEC.make_args(case, dtype, "cpu")
-            pixels.pixel_embed(pixel_kernels, args)
-            pixels.pixel_embed_backward(pixel_kernels, args, incoming(args))
+    for dim, uint8, dtype in itertools.product((24, 40), (False, True), DTYPES):
+        case = {"B": 1, "Cin": 1, "H": 16, "W": 16, "C": dim, "patch": 16, "stride": 4}
+        args = SPEC.make_args({**case, "uint8": uint8}, dtype, "cpu")
+        pixels.pixel_embed(pixel_kernels, args)
+        pixels.pixel_embed_backward(pixel_kernels, args, incoming(args))
     kernels = pixels.kernels_in("pixel_embed") | pixels.kernels_in("tile")
     bodies = {body for body in pixels.BODIES if body.split("-")[0] in kernels}
     assert {body.split("-")[0] for body in bodies} == kernels
