@@ -54,8 +54,9 @@ def _embed(dtype: str, dim: int, is_uint8: bool = False) -> tuple:
     units = 2 if size == 4 and not is_uint8 else 1
     backward = Kernel(
         f"pixel_embed_bwd_dw {name}", "pixel_embed/backward", f"dw_kernel.*{instance}",
-        # patches; units inside, outside; four pairs of dy; row tiles; positions; four patches
-        (1, units, 0, patches * 8 * dim / 1024, patches / 2, max(1, dim / 32), patches / 4),
+        # patches; units inside, outside; pairs of dy, 32 bytes of it; row tiles; positions by
+        # pairs, four patches; by quads, on average over the warps, four patches
+        (1, units, 0, 0, patches * dim * size / 512, patches / 2, 0, 0, dim / 64, patches / 4),
         8, patches, moved,
     )  # fmt: skip
     return forward, backward

@@ -40,7 +40,8 @@ class _Plan:
         self.starts = row_tiles * groups * 32 * 4
         self.group = group_patches * _round_up_4(chans * tile_h * tile_w * element_bytes // 4)
         self.positions = _round_up_4(rows * cols * dims["C"])
-        self.gradients = _round_up_4(16 * row_tiles * dims["C"] * element_bytes // 4)
+        channels = 16 * row_tiles * dims["C"] + 8 * groups - dims["C"]
+        self.gradients = _round_up_4(channels * element_bytes // 4)
 
 
 def pixel_embed_shared_bytes(dims: Mapping[str, int], element_bytes: int) -> int:

@@ -73,8 +73,9 @@ struct PixelEmbedPlan {
     return passes * ((chunks + 2 * kTapTiles * kTapWarps - 1) / (2 * kTapTiles * kTapWarps));
   }
   constexpr int position_words() const { return (tokens * dim + 3) / 4 * 4; }
+  // dy of a group, and as many channels behind it as a warp may read beyond the last.
   constexpr int gradient_words(int element_bytes) const {
-    return (16 * row_tiles * dim * element_bytes / 4 + 3) / 4 * 4;
+    return ((16 * row_tiles * dim + 8 * groups * passes - dim) * element_bytes / 4 + 3) / 4 * 4;
   }
   // The flat gradient: [weight (C, Cin, k, k) | bias C | pixel_pos (C, S)].
   constexpr int flat() const { return dim * (taps() + 1 + tokens); }
