@@ -24,13 +24,17 @@ from tnt_kernels.spec import case_id
 
 SPEC = SPECS["pixel_embed"]
 # beyond the spec's: an odd number of patches in a group of several, a window of 5, a width
-# of several passes that no group of channels fills, more tokens than a tile in an odd number
+# of several passes that no group of channels fills, more tokens than a tile in an odd number,
+# patches that begin at no multiple of 8 pixels although 16 of each row are read
 FULL = tuple(case for case in SPEC.cases if case["B"] > 0)
+_NARROW = {"B": 1, "Cin": 2, "H": 20, "W": 60, "C": 6, "patch": 20, "stride": 10}
 OTHERS = (
     {"B": 1, "Cin": 3, "H": 16, "W": 80, "C": 96, "patch": 16, "stride": 8},
     {"B": 1, "Cin": 3, "H": 16, "W": 16, "C": 26, "patch": 16, "stride": 4, "k": 5},
     {"B": 1, "Cin": 2, "H": 12, "W": 24, "C": 40, "patch": 12, "stride": 2, "k": 3},
     {"B": 2, "Cin": 1, "H": 24, "W": 24, "C": 8, "patch": 12, "stride": 4, "unfold_first": False},
+    _NARROW,
+    {**_NARROW, "uint8": True},
 )
 CASES = (*FULL, *OTHERS)
 every_type = pytest.mark.parametrize("dtype", DTYPES, ids=pixels.dtype_id)

@@ -141,8 +141,9 @@ inline void complete(PixelEmbedPlan& p, int element_bytes, int most_tokens) {
   p.unit_left = p.unfold_first ? 0 : -p.lead;
   p.unit_rows = (p.unfold_first && bottom > p.patch_h ? p.patch_h : bottom) - p.unit_top;
   const int columns = (p.unfold_first && right > p.patch_w ? p.patch_w : right) - p.unit_left;
-  p.all_inside = p.unfold_first && columns % wide_unit(element_bytes, p.bytes) == 0;
-  p.unit_pixels = p.all_inside ? wide_unit(element_bytes, p.bytes) : kUnitPixels;
+  const int wide = wide_unit(element_bytes, p.bytes);  // patches must begin at multiples of it
+  p.all_inside = p.unfold_first && p.patch_w % wide == 0 && columns % wide == 0;
+  p.unit_pixels = p.all_inside ? wide : kUnitPixels;
   p.unit_cols = columns / p.unit_pixels;
   p.units = p.in_chans * p.unit_rows * p.unit_cols;
 

@@ -136,8 +136,8 @@ TNT_DEVICE void team_copy_patch(const PixelEmbedPlan& plan, const void* images, 
 }
 
 // Which of a lane's two columns of a chunk are the kernel's: what else the pixels there are, were
-// it infinity, counts for nothing. Of uint8 images they are numbers, which weights of zero suffice
-// to leave out.
+// it infinity, counts for nothing. Normalised uint8 pixels are finite (but for a std so small that
+// the type overflows): weights of zero suffice to leave them out.
 template <class Dtype, bool kBytes>
 struct ColumnMask {
   uint32_t w[Dtype::kPairWords];
