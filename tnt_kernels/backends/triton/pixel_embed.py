@@ -72,12 +72,12 @@ def gather_windows(
     offsets = (image * stride_b)[:, None] + (rows // KERNEL * stride_c)[None, :]
     offsets += y * stride_h + x * stride_w
     exists = inside_y & inside_x & valid[None, :]
-    if mean_ptr is None:
-        return tl.load(images_ptr + offsets, mask=exists, other=0.0)
-    pixels = tl.load(images_ptr + offsets, mask=exists, other=0).to(tl.float32) / 255
-    mean = tl.load(mean_ptr + rows // KERNEL, mask=valid, other=0.0)[None, :]
-    std = tl.load(std_ptr + rows // KERNEL, mask=valid, other=1.0)[None, :]
-    return tl.where(exists, (pixels - mean) / std, 0.0)
+    pixels = tl.load(images_ptr + offsets, mask=exists, other=0)
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + rows // KERNEL, mask=valid, other=0.0)[None, :]
+        std = tl.load(std_ptr + rows // KERNEL, mask=valid, other=1.0)[None, :]
+        pixels = tl.where(exists, (pixels.to(tl.float32) / 255 - mean) / std, 0.0)
+    return pixels
 
 
 @triton.jit
