@@ -33,9 +33,8 @@ class _Plan:
         groups = -(-groups // self.group_channels) * self.group_channels
         pairs = (chans * kernel + 1) // 2
         units = chans * tile_h * (tile_w // UNIT_PIXELS)
-        self.tables = (
-            (5 if dims.get("uint8") else 3) * units + 8 + 16 * row_tiles + _round_up_4(2 * pairs)
-        )
+        unit_words = 5 if dims.get("uint8") else 3  # its normalisation is two of them
+        self.tables = unit_words * units + 8 + 16 * row_tiles + _round_up_4(2 * pairs)
         self.weights = pairs * groups * 32 * element_bytes
         self.starts = row_tiles * groups * 32 * 4
         self.group = group_patches * _round_up_4(chans * tile_h * tile_w * element_bytes // 4)

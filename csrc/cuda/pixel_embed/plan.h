@@ -53,9 +53,9 @@ struct PixelEmbedPlan {
   int group_patches, row_tiles;
   int groups, passes;  // groups of 8 channels that a warp sums at once, and how often
 
-  // Units of pixels that are copied to a tile: where they begin relative to the patch.
-  // `all_inside`: they are kWideUnit pixels and inside the image; else kUnitPixels, and each is
-  // looked at.
+  // Units of pixels that are copied to a tile: where they begin relative to the patch. If
+  // `all_inside`, they have wide_unit() pixels and the image has them all; else they have
+  // kUnitPixels, and each is looked for.
   bool all_inside;
   int unit_pixels, unit_top, unit_left, unit_rows, unit_cols, units;
 
@@ -81,7 +81,7 @@ struct PixelEmbedPlan {
   constexpr int flat() const { return dim * (taps() + 1 + tokens); }
 };
 
-// Pixels of the units that need no look at the image's borders: 16 bytes of 4- and 2-byte pixels.
+// Pixels of the units that need no look at the image's borders: 16 bytes, and 8 of uint8 pixels.
 constexpr int wide_unit(int element_bytes, bool bytes) {
   return element_bytes == 4 && !bytes ? 4 : 8;
 }
