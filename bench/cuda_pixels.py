@@ -41,20 +41,22 @@ class Kernel(NamedTuple):
     whole: bool = False  # all of the kernel, else its main loop only
 
 
-def _embed(dtype: str, dim: int) -> tuple:
+def _embed(dtype: str, dim: int, is_uint8: bool = False) -> tuple:
     size, groups = (4 if dtype == "Float32" else 2), dim // 8
-    moved = (PIXELS + 16 * dim) * size
+    moved = PIXELS * (1 if is_uint8 else size) + 16 * dim * size
+    name, instance = f"{dtype}-C{dim}" + "-uint8" * is_uint8, f"{dtype}ELi{groups}ELb{is_uint8:d}"
     forward = Kernel(
-        f"pixel_embed_fwd {dtype}-C{dim}", "pixel_embed/forward", f"fwd_kernel.*{dtype}ELi{groups}",
+        f"pixel_embed_fwd {name}", "pixel_embed/forward", f"fwd_kernel.*{instance}",
         # patches; units inside, outside the image; passes; row tiles; two pairs of chunks
         (1, 1, 0, 1, 1, 5), 1, 1, moved,
     )  # fmt: skip
     patches = 8  # of a group
+    units = 2 if size == 4 and not is_uint8 else 1
     backward = Kernel(
-        f"pixel_embed_bwd_dw {dtype}-C{dim}", "pixel_embed/backward",
-        f"dw_kernel.*{dtype}ELi{groups}",
-        # patches; units inside, outside; four pairs of dy; row tiles; positions; four patches
-        (1, patches / 4, 0, patches * 8 * dim / 1024, patches / 2, max(1, dim / 32), patches / 4),
+        f"pixel_embed_bwd_dw {name}", "pixel_embed/backward", f"dw_kernel.*{instance}",
+        # patches; units inside, outside; pairs of dy, 32 bytes of it; row tiles; positions by
+        # pairs, four patches; by quads, on average over the warps, four patches
+        (1, units, 0, 0, patches * dim * size / 512, patches / 2, 0, 0, dim / 64, patches / 4),
         8, patches, moved,
     )  # fmt: skip
     return forward, backward
@@ -76,6 +78,8 @@ KERNELS = (
     *_embed("BFloat16", 40),
     *_embed("Float32", 24),
     *_embed("Float32", 40),
+    *_embed("BFloat16", 24, is_uint8=True),
+    *_embed("BFloat16", 40, is_uint8=True),
     *(_project(dtype, width) for dtype in ("BFloat16", "Float32") for width in (384, 640)),
 )
 

@@ -27,18 +27,26 @@ def fail(op: str, argument: str, expected: str, got: Any, remedy: str, error=Val
     raise error(f"{op}: {argument} must be {expected}, got {got}; {remedy}")
 
 
-def check_activation(op: str, argument: str, x: Any, ndim: int, shape: str) -> None:
-    """A dense floating tensor of `ndim` axes, named in `shape`."""
+def check_activation(
+    op: str, argument: str, x: Any, ndim: int, shape: str, dtypes: tuple = FLOATING
+) -> None:
+    """A dense tensor of `ndim` axes, named in `shape`, and of one of `dtypes`."""
     if not isinstance(x, Tensor):
         fail(op, argument, "a tensor", type(x).__name__, "pass a torch.Tensor", TypeError)
     if x.layout is not torch.strided or x.is_nested:
         remedy = "convert it with .to_dense() or pad it"
         fail(op, argument, "a dense (strided) tensor", x.layout, remedy, TypeError)
-    if x.dtype not in FLOATING:
-        expected = "float32, bfloat16, float16 or float64"
-        fail(op, argument, expected, _name(x.dtype), "convert it with .to(dtype)", TypeError)
+    check_dtype(op, argument, x, dtypes)
     if x.dim() != ndim:
         fail(op, argument, shape, tuple(x.shape), f"reshape it to {ndim} axes")
+
+
+def check_dtype(op: str, argument: str, x: Tensor, dtypes: tuple) -> None:
+    """A tensor of one of `dtypes`."""
+    if x.dtype not in dtypes:
+        *names, last = map(_name, dtypes)
+        expected = f"{', '.join(names)} or {last}"
+        fail(op, argument, expected, _name(x.dtype), "convert it with .to(dtype)", TypeError)
 
 
 def check_weight(
@@ -52,11 +60,30 @@ def check_weight(
     check_companion(op, argument, weight, like)
 
 
-def check_companion(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
-    """Device and dtype of a tensor that accompanies the activation `like`."""
+def check_device(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
+    """On the device of `like`."""
     if tensor.device != like.device:
         remedy = "move the weights and the input to one device"
         fail(op, argument, f"on {like.device}", f"a tensor on {tensor.device}", remedy)
+
+
+def check_float32(
+    op: str, argument: str, values: Any, shape: tuple, like: Tensor, remedy: str
+) -> None:
+    """A float32 tensor of exactly `shape`, on the device of `like`."""
+    if not isinstance(values, Tensor):
+        fail(op, argument, f"a tensor {shape}", type(values).__name__, remedy, TypeError)
+    if values.shape != shape:
+        fail(op, argument, shape, tuple(values.shape), remedy)
+    if values.dtype is not torch.float32:
+        remedy = "convert it with .float()"
+        fail(op, argument, "float32", _name(values.dtype), remedy, TypeError)
+    check_device(op, argument, values, like)
+
+
+def check_companion(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
+    """Device and dtype of a tensor that accompanies the activation `like`."""
+    check_device(op, argument, tensor, like)
     autocast = autocast_dtype(like.device.type) is not None
     allowed = tensor.dtype is torch.float32 or tensor.dtype is like.dtype
     if not allowed and not (autocast and tensor.dtype in FLOATING):

@@ -93,9 +93,11 @@ def use_backend(name: Optional[str]) -> Iterator[None]:
 def describe(op: str, args: Mapping[str, Any]) -> Call:
     """The description of a call from its named arguments, autocast included."""
     spec = SPECS[op]
-    x = args[spec.activation]
-    dtype = _dtype_after_autocast(x)
-    return Call(op, x.device.type, dtype, spec.dims(args), will_differentiate(args))
+    device, dtype = (
+        args[spec.activation].device.type,
+        _dtype_after_autocast(args[spec.typed_by(args)]),
+    )
+    return Call(op, device, dtype, spec.dims(args), will_differentiate(args))
 
 
 def _dtype_after_autocast(x: Tensor) -> torch.dtype:
@@ -150,6 +152,6 @@ def _warn_slow_path(found: Explanation) -> None:
 def run(op: str, args: Mapping[str, Any], backend: Optional[str] = None) -> Tensor:
     """Run `op` on checked arguments through the backend that takes it."""
     chosen = select(describe(op, args), backend)
-    activation = SPECS[op].activation
-    args = {**args, activation: cast_for_autocast(args[activation])}
+    name = SPECS[op].typed_by(args)
+    args = {**args, name: cast_for_autocast(args[name])}
     return BACKENDS[chosen].run(op, args)

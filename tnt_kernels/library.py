@@ -157,14 +157,13 @@ def cast_for_autocast(x: Tensor) -> Tensor:
 def _register_autocast(spec: OpSpec, namespace: str, library: torch.library.Library) -> None:
     # torch.library.register_autocast would cast the weights too, at the cost of a copy and of
     # their precision; the kernels read float32 weights beside 16-bit activations.
-    position = spec.argument_names.index(spec.activation)
-
     for device in AUTOCAST_DEVICES:
         key = f"Autocast{device.upper()}"
         exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def kernel(*values: Any, exclude: Any = exclude) -> Any:
             cast = list(values)
+            position = spec.argument_names.index(spec.typed_by(_named(spec, values)))
             cast[position] = cast_for_autocast(cast[position])
             with torch._C._ExcludeDispatchKeyGuard(exclude):
                 return operator(spec.name, namespace)(*cast)

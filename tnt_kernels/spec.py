@@ -25,7 +25,7 @@ class OpSpec:
         arguments: forward arguments as in the schema language, in order.
         flag: name of the trailing `bool` argument by which autograd asks forward for its second
             output (something backward would else recompute), or None for a single output.
-        activation: the differentiable input whose gradient is backward's first output.
+        activation: the input whose gradient is backward's first output.
         weights: differentiable weights in the order of backward's flat second output.
         backward_arguments: backward's arguments between `dy` and `need_d<activation>, need_dw`.
         reference: the definition, in traceable PyTorch; takes the forward arguments.
@@ -62,6 +62,13 @@ class OpSpec:
     def argument_names(self) -> tuple:
         """Names of the forward arguments, without the flag."""
         return tuple(part.split()[-1] for part in self.arguments.split(","))
+
+    def typed_by(self, args: Args) -> str:
+        """Name of the tensor whose dtype is that of the computation and of the output.
+
+        The activation's, or the first weight's where the activation holds integers.
+        """
+        return self.activation if args[self.activation].is_floating_point() else self.weights[0]
 
     @property
     def schema(self) -> str:

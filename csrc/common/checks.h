@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace tnt_kernels {
@@ -19,6 +20,21 @@ inline bool is_kernel_dtype(const torch::stable::Tensor& t) {
 
 inline void check_dtype(const char* op, const char* name, const torch::stable::Tensor& t) {
   STD_TORCH_CHECK(is_kernel_dtype(t), op, ": ", name, " must be float32, bfloat16 or float16");
+}
+
+// mean and std of a pixel embedding: (Cin,) float32 beside uint8 images, absent beside others.
+inline void check_normalisation(const char* op, const torch::stable::Tensor& images,
+                                const char* name,
+                                const std::optional<torch::stable::Tensor>& values) {
+  using torch::headeronly::ScalarType;
+  const bool wanted = images.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(values.has_value() == wanted, op, ": ", name, " must be ",
+                  wanted ? "given with uint8 images" : "None for floating images",
+                  wanted ? "; pass one float32 value per channel" : "; pass uint8 images");
+  if (!wanted) return;
+  STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == images.size(1) &&
+                      values->scalar_type() == ScalarType::Float,
+                  op, ": ", name, " must be (Cin,) float32, one value per channel");
 }
 
 // Keeps products of two widths well inside an int.

@@ -62,10 +62,57 @@ void add_offsets(const PixelEmbedShape& s, const OptionalTensor& bias,
   }
 }
 
-Tensor pixel_embed(const Tensor& images, const Tensor& weight, const OptionalTensor& bias,
-                   const OptionalTensor& pixel_pos, int64_t patch_h, int64_t patch_w,
+// What the 256 values of a pixel become, by channel, in one of the kernels' types: T has its bits.
+template <class T>
+void look_up(const Tensor& pixels, const Tensor& table, const Tensor& out) {
+  const int64_t planes = pixels.size(0) * pixels.size(1), channels = pixels.size(1);
+  const int64_t plane = pixels.size(2) * pixels.size(3);
+  const uint8_t* from = static_cast<const uint8_t*>(pixels.const_data_ptr());
+  const T* values = static_cast<const T*>(table.const_data_ptr());
+  T* to = static_cast<T*>(out.mutable_data_ptr());
+  for_chunks(planes, 1, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const T* value = values + i % channels * 256;
+      for (int64_t at = i * plane; at < (i + 1) * plane; ++at) to[at] = value[from[at]];
+    }
+  });
+}
+
+// Floating images as they are; uint8 ones normalised, in the type of the weight.
+Tensor floating_images(const char* op, const Tensor& images, const Tensor& weight,
+                       const OptionalTensor& mean, const OptionalTensor& deviation) {
+  STD_TORCH_CHECK(images.dim() == 4, op, ": images must be (B, Cin, H, W)");
+  check_normalisation(op, images, "mean", mean);
+  check_normalisation(op, images, "std", deviation);
+  if (!mean.has_value()) return images;
+  check_dtype(op, "weight", weight);
+  const int64_t channels = images.size(1);
+  const Tensor means = torch::stable::contiguous(*mean),
+               stds = torch::stable::contiguous(*deviation);
+  const Tensor table = new_tensor(images, {channels, 256}, ScalarType::Float);
+  for (int64_t i = 0; i < channels * 256; ++i) {
+    const float scaled = static_cast<float>(i % 256) / 255.0f;
+    mutable_float_data(table)[i] =
+        (scaled - float_data(means)[i / 256]) / float_data(stds)[i / 256];
+  }
+  const ScalarType type = weight.scalar_type();
+  const Tensor out =
+      new_tensor(images, {images.size(0), channels, images.size(2), images.size(3)}, type);
+  const Tensor pixels = torch::stable::contiguous(images), rounded = cast(table, type);
+  if (type == ScalarType::Float) {
+    look_up<uint32_t>(pixels, rounded, out);
+  } else {
+    look_up<uint16_t>(pixels, rounded, out);
+  }
+  return out;
+}
+
+Tensor pixel_embed(const Tensor& given, const Tensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& pixel_pos, const OptionalTensor& mean,
+                   const OptionalTensor& deviation, int64_t patch_h, int64_t patch_w,
                    int64_t stride, bool unfold_first) {
   const char* op = "pixel_embed";
+  const Tensor images = floating_images(op, given, weight, mean, deviation);
   const PixelEmbedShape shape =
       checked_shape(op, images, weight, patch_h, patch_w, stride, unfold_first);
   STD_TORCH_CHECK(!bias.has_value() || (has_dtype(*bias) && bias->numel() == shape.dim), op,
@@ -211,18 +258,22 @@ Tensor image_gradient(const PixelEmbedShape& shape, const Tensor& dy, const Tens
   return dimages;
 }
 
-std::tuple<Tensor, Tensor> pixel_embed_backward(const Tensor& dy, const Tensor& images,
-                                                const Tensor& weight, int64_t patch_h,
+std::tuple<Tensor, Tensor> pixel_embed_backward(const Tensor& dy, const Tensor& given,
+                                                const Tensor& weight, const OptionalTensor& mean,
+                                                const OptionalTensor& deviation, int64_t patch_h,
                                                 int64_t patch_w, int64_t stride, bool unfold_first,
                                                 bool need_dimages, bool need_dw) {
   const char* op = "pixel_embed_backward";
+  STD_TORCH_CHECK(!need_dimages || !mean.has_value(), op,
+                  ": uint8 images have no gradient; pass need_dimages=False");
+  const Tensor images = floating_images(op, given, weight, mean, deviation);
   const PixelEmbedShape shape =
       checked_shape(op, images, weight, patch_h, patch_w, stride, unfold_first);
   STD_TORCH_CHECK(dy.dim() == 3 && dy.size(0) == shape.patches() && dy.size(1) == shape.tokens() &&
                       dy.size(2) == shape.dim && has_dtype(dy),
                   op, ": dy must be (P, S, C), as the output");
   const Tensor grad = cast(dy, images.scalar_type());
-  Tensor dimages = no_tensor(images);
+  Tensor dimages = no_tensor(given);
   if (need_dimages) dimages = image_gradient(shape, grad, images, weight);
   Tensor dw = new_tensor(images, {0}, ScalarType::Float);
   if (need_dw) dw = weight_gradients(shape, grad, torch::stable::contiguous(images));

@@ -87,6 +87,16 @@ TNT_DEVICE void store_float(void* address, float value) { *static_cast<float*>(a
 TNT_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 TNT_DEVICE uint32_t as_word(float value) { return __float_as_uint(value); }
 
+// Byte kByte of a word, the lowest being 0, as a number.
+template <int kByte>
+TNT_DEVICE float byte_f32(uint32_t word) {
+  static_assert(kByte >= 0 && kByte < 4, "a word has 4 bytes");
+  // conversions take the outer bytes from a word themselves
+  if constexpr (kByte == 0) return static_cast<float>(word & 0xffu);
+  if constexpr (kByte == 3) return static_cast<float>(word >> 24);
+  return static_cast<float>(__byte_perm(word, 0, 0x4440 + kByte));
+}
+
 TNT_DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 // Clamped to [0, 1]; NaN becomes 0.
 TNT_DEVICE float fma_sat_f32(float a, float b, float c) {

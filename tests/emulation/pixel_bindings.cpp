@@ -56,12 +56,15 @@ PixelEmbedCall embed_call(const py::dict& args) {
   plan.patch_w = integer("patch_w");
   plan.stride = integer("stride");
   plan.unfold_first = args["unfold_first"].cast<bool>();
+  plan.bytes = args["bytes"].cast<bool>();
   plan.num_patches = integer("num_patches");
   call.images = to_span(args["images"]);
   call.dy = to_span(args["dy"]);
   call.weight = to_weight(args["weight"]);
   call.bias = to_weight(args["bias"]);
   call.pixel_pos = to_weight(args["pixel_pos"]);
+  call.mean = to_span(args["mean"]);
+  call.std = to_span(args["std"]);
   call.setting = to_setting(args["setting"]);
   return call;
 }

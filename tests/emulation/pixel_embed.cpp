@@ -14,15 +14,23 @@ namespace {
 using namespace tnt_kernels::cuda;
 constexpr int kElementBytes = 2 * TNT_DTYPE::kPairWords;
 
-// Runs body(groups as a constant) and notes its name.
+// Runs body(groups as a constant, whether images are uint8) and notes its name.
 template <class Body>
-void run_groups(const char* name, int groups, const Launch& launch, const Body& body) {
+void run_groups(const char* name, const PixelEmbedPlan& plan, const Launch& launch,
+                const Body& body) {
   executed().insert(std::string(name) + "-" + TNT_STRING(TNT_NAMESPACE) + "-groups" +
-                    std::to_string(groups));
-  if (groups == 5) {
-    run(launch, [&] { body(std::integral_constant<int, 5>{}); });
+                    std::to_string(plan.groups) + (plan.bytes ? "-uint8" : ""));
+  const auto with = [&](auto groups) {
+    if (plan.bytes) {
+      run(launch, [&] { body(groups, std::true_type{}); });
+    } else {
+      run(launch, [&] { body(groups, std::false_type{}); });
+    }
+  };
+  if (plan.groups == 5) {
+    with(std::integral_constant<int, 5>{});
   } else {
-    run(launch, [&] { body(std::integral_constant<int, 3>{}); });
+    with(std::integral_constant<int, 3>{});
   }
 }
 
@@ -30,9 +38,11 @@ const uint32_t* pack(const PixelEmbedCall& call, const PixelEmbedPlan& plan, Buf
   const WeightView weight = view(buffers, call.weight), bias = view(buffers, call.bias);
   const WeightView pixel_pos = view(buffers, call.pixel_pos);
   uint32_t* packed = static_cast<uint32_t*>(buffers.output(4 * size_t(plan.packed_words)));
-  const PixelEmbedPack params = {plan, weight, bias, pixel_pos, packed};
-  run_groups("pixel_embed_pack", plan.groups, {call.setting.blocks, 2, 0, call.setting.reversed},
-             [&](auto groups) { pixel_embed_pack_body<TNT_DTYPE, groups>(params); });
+  const float* mean = static_cast<const float*>(buffers.input(call.mean));
+  const float* std = static_cast<const float*>(buffers.input(call.std));
+  const PixelEmbedPack params = {plan, weight, bias, pixel_pos, mean, std, packed};
+  run_groups("pixel_embed_pack", plan, {call.setting.blocks, 2, 0, call.setting.reversed},
+             [&](auto groups, auto) { pixel_embed_pack_body<TNT_DTYPE, groups>(params); });
   buffers.finished();
   return packed;
 }
@@ -48,8 +58,9 @@ std::string forward(const PixelEmbedCall& call) {
   const PixelEmbedForward params = {plan, images, packed, out};
   const Setting& s = call.setting;
   const size_t shared = static_cast<size_t>(forward_shared_bytes(plan, s.warps));
-  run_groups("pixel_embed_fwd", plan.groups, {s.blocks, s.warps, shared, s.reversed},
-             [&](auto groups) { pixel_embed_fwd_body<TNT_DTYPE, groups>(params); });
+  run_groups(
+      "pixel_embed_fwd", plan, {s.blocks, s.warps, shared, s.reversed},
+      [&](auto groups, auto bytes) { pixel_embed_fwd_body<TNT_DTYPE, groups, bytes>(params); });
   return bytes_at(out, bytes);
 }
 
@@ -70,9 +81,10 @@ std::string weight_grad(const PixelEmbedCall& call) {
   const PixelEmbedBackward params = {plan, images, dy, packed, partials};
   const size_t shared = static_cast<size_t>(backward_shared_bytes(plan, kElementBytes));
   const bool reversed = call.setting.reversed;
-  run_groups("pixel_embed_bwd_dw", plan.groups,
-             {parts * plan.slices(), kTapWarps * kTokenWarps, shared, reversed},
-             [&](auto groups) { pixel_embed_bwd_dw_body<TNT_DTYPE, groups>(params); });
+  run_groups(
+      "pixel_embed_bwd_dw", plan,
+      {parts * plan.slices(), kTapWarps * kTokenWarps, shared, reversed},
+      [&](auto groups, auto bytes) { pixel_embed_bwd_dw_body<TNT_DTYPE, groups, bytes>(params); });
   buffers.finished();
   float* flat = static_cast<float*>(buffers.output(bytes));
   const SumPartials sum = {partials, flat, plan.flat(), plan.flat(), parts};

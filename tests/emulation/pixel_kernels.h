@@ -28,6 +28,7 @@ struct PixelEmbedCall {
   tnt_kernels::cuda::PixelEmbedPlan plan;
   Span images, dy;
   Weight weight, bias, pixel_pos;
+  Span mean, std;
   Setting setting;
 };
 

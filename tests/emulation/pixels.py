@@ -25,10 +25,11 @@ BODIES = {
     "pixel_embed_bwd_pack",
     *(f"pixel_embed_bwd_dimages-{namespace}" for namespace in NAMESPACES.values()),
     *(
-        f"{body}-{namespace}-groups{groups}"
+        f"{body}-{namespace}-groups{groups}{images}"
         for body in ("pixel_embed_pack", "pixel_embed_fwd", "pixel_embed_bwd_dw")
         for namespace in NAMESPACES.values()
         for groups in (3, 5)
+        for images in ("", "-uint8")
     ),
     *(
         f"{body}-{namespace}-{width}"
@@ -113,6 +114,11 @@ def from_bytes(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype).view(tuple(shape))
 
 
+def compute_dtype(args: Mapping[str, Any]) -> torch.dtype:
+    """What pixel_embed computes in and returns."""
+    return args[PIXEL_EMBED.typed_by(args)].dtype
+
+
 def _embed_arguments(args: Mapping[str, Any], dy: Optional[Tensor], setting: dict) -> tuple:
     """The call as the bindings take it, and what must outlive it."""
     images, w = args["images"].contiguous(), args["weight"].flatten(1)
@@ -126,8 +132,11 @@ def _embed_arguments(args: Mapping[str, Any], dy: Optional[Tensor], setting: dic
         "dim": w.shape[0],
         "kernel": args["weight"].shape[2],
         **{name: args[name] for name in ("patch_h", "patch_w", "stride", "unfold_first")},
+        "bytes": images.dtype is torch.uint8,
         "num_patches": batch * (height // args["patch_h"]) * (width // args["patch_w"]),
         "images": span(images),
+        "mean": span(args["mean"]),
+        "std": span(args["std"]),
         "dy": span(dy),
         "weight": weight(w),
         "bias": weight(args["bias"]),
@@ -140,32 +149,36 @@ def _embed_arguments(args: Mapping[str, Any], dy: Optional[Tensor], setting: dic
 def pixel_embed(kernels: ModuleType, args: Mapping[str, Any], **setting: Any) -> Tensor:
     """(P, S, C)."""
     values, _kept = _embed_arguments(args, None, setting)
-    out = kernels.pixel_embed(dtype_id(args["images"].dtype), values)
+    dtype = compute_dtype(args)
+    out = kernels.pixel_embed(dtype_id(dtype), values)
     executed.update(kernels.executed())
     tokens = (args["patch_h"] // args["stride"]) * (args["patch_w"] // args["stride"])
-    return from_bytes(out, args["images"].dtype, (values["num_patches"], tokens, values["dim"]))
+    return from_bytes(out, dtype, (values["num_patches"], tokens, values["dim"]))
 
 
 def pixel_embed_backward(
     kernels: ModuleType, args: Mapping[str, Any], dy: Tensor, **setting: Any
 ) -> dict:
-    """Gradients by the names of the inputs."""
-    images = args["images"]
-    values, _kept = _embed_arguments(args, dy.to(images.dtype).contiguous(), setting)
-    name = dtype_id(images.dtype)
-    dimages = from_bytes(kernels.pixel_embed_image_grad(name, values), images.dtype, images.shape)
+    """Gradients by the names of the inputs; uint8 images have none."""
+    images, dtype = args["images"], compute_dtype(args)
+    values, _kept = _embed_arguments(args, dy.to(dtype).contiguous(), setting)
+    name = dtype_id(dtype)
+    grads = {}
+    if images.is_floating_point():
+        dimages = kernels.pixel_embed_image_grad(name, values)
+        grads["images"] = from_bytes(dimages, images.dtype, images.shape)
     flat = kernels.pixel_embed_weight_grad(name, values)
     executed.update(kernels.executed())
     shapes = PIXEL_EMBED.weight_shapes(args)
     flat = from_bytes(flat, torch.float32, (-1,)).split([math.prod(shape) for shape in shapes])
     weights = {n: part.view(s) for n, part, s in zip(PIXEL_EMBED.weights, flat, shapes)}
-    return {"images": dimages, **weights}
+    return {**grads, **weights}
 
 
 def shared_bytes(kernels: ModuleType, args: Mapping[str, Any]) -> tuple:
     """Shared memory of a forward block of one warp, and of a backward block."""
     values, _kept = _embed_arguments(args, None, {})
-    return kernels.pixel_embed_shared_bytes(dtype_id(args["images"].dtype), values)
+    return kernels.pixel_embed_shared_bytes(dtype_id(compute_dtype(args)), values)
 
 
 def _patch_arguments(args: Mapping[str, Any], setting: dict, **tensors: Any) -> dict:

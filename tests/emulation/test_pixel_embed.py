@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from emulation import pixels
-from emulation.pixels import DTYPES, shared_bytes
+from emulation.pixels import DTYPES, compute_dtype, shared_bytes
 from tolerance import assert_error_rule
 from torch import Tensor
 
@@ -23,28 +24,44 @@ from tnt_kernels.spec import case_id
 
 SPEC = SPECS["pixel_embed"]
 # beyond the spec's: an odd number of patches in a group of several, a window of 5, a width
-# of several passes that no group of channels fills, more tokens than a tile in an odd number
-CASES = (
-    *(case for case in SPEC.cases if case["B"] > 0),
+# of several passes that no group of channels fills, more tokens than a tile in an odd number,
+# patches that begin at no multiple of 8 pixels although 16 of each row are read
+FULL = tuple(case for case in SPEC.cases if case["B"] > 0)
+_NARROW = {"B": 1, "Cin": 2, "H": 20, "W": 60, "C": 6, "patch": 20, "stride": 10}
+OTHERS = (
     {"B": 1, "Cin": 3, "H": 16, "W": 80, "C": 96, "patch": 16, "stride": 8},
     {"B": 1, "Cin": 3, "H": 16, "W": 16, "C": 26, "patch": 16, "stride": 4, "k": 5},
     {"B": 1, "Cin": 2, "H": 12, "W": 24, "C": 40, "patch": 12, "stride": 2, "k": 3},
     {"B": 2, "Cin": 1, "H": 24, "W": 24, "C": 8, "patch": 12, "stride": 4, "unfold_first": False},
+    _NARROW,
+    {**_NARROW, "uint8": True},
 )
+CASES = (*FULL, *OTHERS)
 every_type = pytest.mark.parametrize("dtype", DTYPES, ids=pixels.dtype_id)
 every_case = pytest.mark.parametrize("case", CASES, ids=case_id)
 # whole and partial groups of channels, one and several patches in a group, both orders
-some_cases = pytest.mark.parametrize("case", [CASES[i] for i in (0, 3, 4, 7, 13)], ids=case_id)
+SOME = (*(FULL[i] for i in (0, 3, 4, 7)), OTHERS[0], *[c for c in FULL if "uint8" in c][2:6])
+some_cases = pytest.mark.parametrize("case", SOME, ids=case_id)
 
 
 def reference(args: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
-    cast = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in args.items()}
-    return SPEC.reference(*cast.values())
+    return SPEC.reference(*cast(args, dtype).values())
+
+
+def cast(args: Mapping[str, Any], dtype: torch.dtype) -> dict:
+    """The arguments at `dtype`, but uint8 images and their normalisation."""
+    return {**args, **{name: args[name].detach().to(dtype) for name in differentiable(args)}}
+
+
+def differentiable(args: Mapping[str, Any]) -> list:
+    """Names of the inputs that have a gradient."""
+    names = (name for name in ("images", *SPEC.weights) if args[name] is not None)
+    return [name for name in names if args[name].is_floating_point()]
 
 
 def assert_forward(kernels: ModuleType, args: Mapping[str, Any]) -> None:
     out = pixels.pixel_embed(kernels, args)
-    exact, pytorch = reference(args, torch.float64), reference(args, args["images"].dtype)
+    exact, pytorch = reference(args, torch.float64), reference(args, compute_dtype(args))
     assert_error_rule(out, pytorch, exact, "pixel_embed")
 
 
@@ -59,7 +76,7 @@ def test_forward_obeys_the_error_rule(
 
 def assert_backward(kernels: ModuleType, args: Mapping[str, Any], **setting: Any) -> dict:
     """Every gradient obeys the error rule; returns them."""
-    exact, pytorch = gradients(args, torch.float64), gradients(args, args["images"].dtype)
+    exact, pytorch = gradients(args, torch.float64), gradients(args, compute_dtype(args))
     found = pixels.pixel_embed_backward(kernels, args, incoming(args), **setting)
     for name, expected in exact.items():
         dtype = args[name].dtype
@@ -69,19 +86,18 @@ def assert_backward(kernels: ModuleType, args: Mapping[str, Any], **setting: Any
 
 def incoming(args: Mapping[str, Any]) -> Tensor:
     """A gradient of the output, the same at every call, exact in the type of the images."""
-    shape = reference(args, args["images"].dtype).shape
+    shape = reference(args, compute_dtype(args)).shape
     dy = torch.randn(shape, generator=torch.Generator().manual_seed(99))
-    return dy.to(args["images"].dtype)
+    return dy.to(compute_dtype(args))
 
 
 def gradients(args: Mapping[str, Any], dtype: torch.dtype) -> dict:
     """Gradients of all tensors at `dtype`."""
-    leaves = {
-        k: v.detach().to(dtype).requires_grad_() if isinstance(v, Tensor) else v
-        for k, v in args.items()
-    }
+    leaves = cast(args, dtype)
+    for name in differentiable(args):
+        leaves[name].requires_grad_()
     SPEC.reference(*leaves.values()).backward(incoming(args).to(dtype))
-    return {k: v.grad for k, v in leaves.items() if isinstance(v, Tensor)}
+    return {name: leaves[name].grad for name in differentiable(args)}
 
 
 @every_type
@@ -143,7 +159,10 @@ def test_weights_of_any_stride_and_of_float32(
     strided = {**args, "weight": flat.unflatten(1, args["weight"].shape[1:])}
     assert not strided["weight"].is_contiguous()
     assert torch.equal(pixels.pixel_embed(pixel_kernels, strided), expected)
-    single = {k: v.float() if k in SPEC.weights and v is not None else v for k, v in args.items()}
+    single = dict(args)
+    for name in differentiable(args):
+        if name in SPEC.weights and name != SPEC.typed_by(args):
+            single[name] = args[name].float()
     assert torch.equal(pixels.pixel_embed(pixel_kernels, single), expected)
 
 
@@ -198,12 +217,11 @@ def test_refusals_say_why(changes: dict, reason: str) -> None:
 
 
 def test_every_kernel_in_the_sources_is_executed(pixel_kernels: ModuleType) -> None:
-    for dim in (24, 40):
-        for dtype in DTYPES:
-            case = {"B": 1, "Cin": 1, "H": 16, "W": 16, "C": dim, "patch": 16, "stride": 4}
-            args = SPEC.make_args(case, dtype, "cpu")
-            pixels.pixel_embed(pixel_kernels, args)
-            pixels.pixel_embed_backward(pixel_kernels, args, incoming(args))
+    for dim, uint8, dtype in itertools.product((24, 40), (False, True), DTYPES):
+        case = {"B": 1, "Cin": 1, "H": 16, "W": 16, "C": dim, "patch": 16, "stride": 4}
+        args = SPEC.make_args({**case, "uint8": uint8}, dtype, "cpu")
+        pixels.pixel_embed(pixel_kernels, args)
+        pixels.pixel_embed_backward(pixel_kernels, args, incoming(args))
     kernels = pixels.kernels_in("pixel_embed") | pixels.kernels_in("tile")
     bodies = {body for body in pixels.BODIES if body.split("-")[0] in kernels}
     assert {body.split("-")[0] for body in bodies} == kernels

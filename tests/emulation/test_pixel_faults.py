@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from emulation import calls, pixels, test_pixel_embed, test_pixel_to_patch
 from emulation.build import load
 from emulation.faults import Fault, plant
-from emulation.pixel_faults import EMBED_FAULTS, PATCH_FAULTS
+from emulation.pixel_faults import EMBED_FAULTS, PATCH_FAULTS, UINT8_FAULTS
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,8 @@ def modules() -> dict:
     pytest.importorskip("pybind11")
     build = pixels.PixelBuild("pixels")  # what has no fault is compiled once for all tests
     paths = {None: build.add_pixels("pixel_ops")}
-    for source, faults in (("pixel_embed.cpp", EMBED_FAULTS), ("pixel_to_patch.cpp", PATCH_FAULTS)):
+    embed_faults = (*EMBED_FAULTS, *UINT8_FAULTS)
+    for source, faults in (("pixel_embed.cpp", embed_faults), ("pixel_to_patch.cpp", PATCH_FAULTS)):
         for fault in faults:
             folder = plant(fault)
             path = build.add_pixels(folder.name, str(folder), ("BFloat16",), (source,))
@@ -28,10 +30,14 @@ def modules() -> dict:
     return {name: load(path) for name, path in paths.items()}
 
 
-def check_pixel_embed(kernels: ModuleType) -> None:
+UINT8 = [case for case in test_pixel_embed.FULL if "uint8" in case]
+FLOATING = [test_pixel_embed.FULL[i] for i in (0, 3, 5, 9)]
+FLOATING += [test_pixel_embed.OTHERS[i] for i in (0, 4)]
+
+
+def check_pixel_embed(kernels: ModuleType, cases: Sequence[dict] = (*FLOATING, *UINT8[:4])) -> None:
     """A second's share of test_pixel_embed.py: what a fault must not pass."""
-    for index in (0, 3, 5, 9, 13):
-        case = test_pixel_embed.CASES[index]
+    for case in cases:
         args = test_pixel_embed.SPEC.make_args(case, torch.bfloat16, "cpu")
         test_pixel_embed.assert_forward(kernels, args)
         expected = pixels.pixel_embed(kernels, args, blocks=1)
@@ -61,11 +67,15 @@ def test_without_a_fault_the_checks_pass(modules: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [*EMBED_FAULTS, *PATCH_FAULTS], ids=lambda fault: fault.name.replace(" ", "-")
+    "fault",
+    [*EMBED_FAULTS, *UINT8_FAULTS, *PATCH_FAULTS],
+    ids=lambda fault: fault.name.replace(" ", "-"),
 )
 def test_fault_is_caught(modules: dict, fault: Fault) -> None:
     kernels = modules[fault.name]
-    check = check_pixel_embed if fault in EMBED_FAULTS else check_pixel_to_patch
+    check = check_pixel_to_patch if fault in PATCH_FAULTS else check_pixel_embed
+    if fault in UINT8_FAULTS:
+        check(kernels, FLOATING)
     with pytest.raises((AssertionError, kernels.Fault)):
         check(kernels)
     calls.caught.add(fault.name)

@@ -110,6 +110,10 @@ __device__ void test_scalars() {
   expect(round_tf32(as_float(0x3f801000u)) == as_float(0x3f802000u), "tf32 rounds ties up");
   expect(round_tf32(as_float(0xbf800fffu)) == -1 && isnan(round_tf32(nan)), "tf32 rounding");
   expect(sqrt_f32(9) == 3 && abs_f32(-2) == 2, "square root, magnitude");
+  const uint32_t bytes = 0xff800100u;
+  expect(byte_f32<0>(bytes) == 0 && byte_f32<1>(bytes) == 1 && byte_f32<2>(bytes) == 128 &&
+             byte_f32<3>(bytes) == 255,
+         "bytes of a word");
   expect(max_f32(nan, 2) == 2 && max_f32(2, nan) == 2, "max of NaN");
 }
 

@@ -60,13 +60,15 @@ def images_for(model: nn.Module, batch: int = 2, seed: int = 1) -> Tensor:
 
 
 def output_and_gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The output of one step and the gradient of images and of every trained parameter."""
-    images = images.clone().requires_grad_()
+    """The output of one step and the gradient of floating images and every trained parameter."""
+    images = images.clone().requires_grad_(images.is_floating_point())
     model.zero_grad()
     out = model(images)
     generator = torch.Generator().manual_seed(2)
     out.backward(torch.randn(out.shape, generator=generator).to(out.dtype))
-    results = {"output": out.detach(), "gradient of images": images.grad}
+    results = {"output": out.detach()}
+    if images.requires_grad:
+        results["gradient of images"] = images.grad
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, f"{name} has no gradient"

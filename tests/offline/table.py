@@ -50,6 +50,7 @@ SHIPPED = (
     ("TNT-S", "inner_block", _inner(16, 24, 4), torch.float32, _MAIN),
     ("TNT-S", "pixel_embed", _stem(24), torch.bfloat16, _MAIN),
     ("TNT-B", "pixel_embed", _stem(40), torch.bfloat16, _MAIN),
+    ("TNT-S of uint8", "pixel_embed", {**_stem(24), "uint8": True}, torch.bfloat16, _MAIN),
     ("TNT-S", "pixel_to_patch", _outward(24, 384), torch.bfloat16, _MAIN),
     ("TNT-B", "pixel_to_patch", _outward(40, 640), torch.bfloat16, _MAIN),
 )
@@ -63,7 +64,8 @@ def _launches(op: str, case: Mapping[str, Any], dtype: torch.dtype, architecture
     with noted_launches(architecture) as launches:
         out = forward(*args.values(), *((True,) if spec.flag else ()))
         out, second = out if spec.flag else (out, None)
-        backward(out, *spec.backward_values(args, second), True, True)
+        need_dx = args[spec.activation].is_floating_point()
+        backward(out, *spec.backward_values(args, second), need_dx, True)
     distinct: dict = {}
     for noted in launches:
         distinct.setdefault(noted.name, noted)

@@ -54,10 +54,13 @@ def differentiable(spec: OpSpec) -> tuple:
 
 
 def as_leaves(spec: OpSpec, args: Mapping[str, Any], dtype: Optional[torch.dtype] = None) -> dict:
-    """Copies of the arguments, in `dtype` if given, with gradients on where there are any."""
+    """Copies of the arguments, in `dtype` if given, with gradients on where there are any.
+
+    Activations of integers stay as they are.
+    """
     leaves = dict(args)
     for name in differentiable(spec):
-        if isinstance(args[name], Tensor):
+        if isinstance(args[name], Tensor) and args[name].is_floating_point():
             leaves[name] = args[name].detach().to(dtype or args[name].dtype).requires_grad_()
     return leaves
 

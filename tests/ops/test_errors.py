@@ -145,9 +145,32 @@ def _drop_path(name: str) -> list:
     ]
 
 
+BYTES = _zeros(2, 3, 32, 48, dtype=torch.uint8)
+NORMALISED = {"images": BYTES, "mean": _zeros(3), "std": torch.ones(3)}
 PIXEL_EMBED = [
     ({"images": None}, T, "images must be a tensor, got NoneType"),
-    ({"images": _zeros(2, 3, 32, 48, dtype=torch.uint8)}, T, "images must be float32.*got uint8"),
+    ({"images": _zeros(2, 3, 32, 48, dtype=torch.int8)}, T, "images must be .* uint8, got int8"),
+    (
+        {"images": BYTES},
+        V,
+        "mean must be given with uint8 images, got None; pass one float32 value",
+    ),
+    ({"images": BYTES, "mean": _zeros(3)}, V, "std must be given with uint8 images, got None"),
+    ({**NORMALISED, "mean": 0.5}, T, r"mean must be a tensor \(3,\), got float; pass one float32"),
+    ({**NORMALISED, "std": _zeros(1)}, V, r"std must be \(3,\), got \(1,\)"),
+    ({**NORMALISED, "std": _zeros(1, 3, 1, 1)}, V, r"std must be \(3,\), got \(1, 3, 1, 1\)"),
+    ({**NORMALISED, "std": _zeros(3).double()}, T, r"std must be float32, got float64; .*\.float"),
+    ({**NORMALISED, "mean": _zeros(3, device="meta")}, V, "mean must be on cpu, got a tensor on m"),
+    ({**NORMALISED, "mean": _grad(3)}, V, "mean must be a tensor without gradient.*detach"),
+    ({**NORMALISED, "weight": _zeros(24, 3, 7, 7, dtype=torch.uint8)}, T, "weight must be float32"),
+    ({**NORMALISED, "weight": _zeros(24, 3, 7, 7, device="meta")}, V, "weight must be on cpu"),
+    (
+        {**NORMALISED, "bias": _zeros(24, dtype=torch.float16)},
+        T,
+        "bias must be float32, got float16",
+    ),
+    ({"mean": _zeros(3)}, V, "mean must be None for float32 images, got a tensor; .* pass uint8"),
+    ({"std": _zeros(3)}, V, "std must be None for float32 images, got a tensor"),
     ({"images": _zeros(3, 32, 48)}, V, r"images must be \(B, Cin, H, W\), got \(3, 32, 48\)"),
     ({"images": _zeros(2, 3, 30, 48)}, V, "multiples of the patch size 16x16, got 30x48; resize"),
     ({"images": _zeros(2, 3, 8, 8)}, V, "multiples of the patch size 16x16, got 8x8"),

@@ -55,6 +55,7 @@ def _fuzzed(seed: int) -> tuple:
             "stride": stride,
             "k": pick(1, 3, 5, 7),
             "unfold_first": pick(True, False),
+            "uint8": pick(True, False),
         }
     elif name == "pixel_to_patch":
         case = {

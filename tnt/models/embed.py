@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Optional, Union
 
+import torch
 from torch import Tensor, nn
 
 from tnt_kernels import pixel_embed
+from tnt_kernels.reference.pixel_embed import normalise
 
 from .blocks import PUBLISHED, Dialect
 from .fusion import embed_reason, say_once
 
 Size = Union[int, tuple[int, int]]
+PerChannel = Union[float, Sequence[float]]
 
 
 def to_pair(name: str, value: Size) -> tuple[int, int]:
@@ -29,13 +33,34 @@ def to_pair(name: str, value: Size) -> tuple[int, int]:
     return pair
 
 
+def per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...]:
+    """One number for each channel, from that many or from one for all.
+
+    Raises: ValueError unless they are finite numbers, and positive when `name` is "std".
+    """
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    values = values * channels if len(values) == 1 else values
+    numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    if len(values) != channels or not numbers or (name == "std" and min(values) <= 0):
+        kind = "positive number" if name == "std" else "finite number"
+        raise ValueError(
+            f"TNT: {name} must be a {kind} or one for each of the {channels} channels, "
+            f"got {value!r}; pass those of the images scaled to [0, 1], such as 0.5"
+        )
+    return tuple(map(float, values))
+
+
 class PixelEmbed(nn.Module):
     """Unfold, 7x7 projection and position of all pixel tokens.
 
     forward: images (B, in_chans, H, W) of exactly `img_size` and pixel_pos (1, C, h, w) or None
-    to (B*N, h*w, C), patches row by row, tokens row by row inside a patch.
+    to (B*N, h*w, C), patches row by row, tokens row by row inside a patch. uint8 images are
+    normalised by the buffers `mean` and `std`, which are no part of the state dict.
     Raises: ValueError when the images are not of that shape, or the sizes do not fit together.
     """
+
+    mean: Tensor  # (in_chans,) float32
+    std: Tensor
 
     def __init__(
         self,
@@ -45,6 +70,8 @@ class PixelEmbed(nn.Module):
         in_dim: int = 48,
         stride: int = 4,
         dialect: Dialect = PUBLISHED,
+        mean: PerChannel = 0.5,
+        std: PerChannel = 0.5,
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -61,6 +88,27 @@ class PixelEmbed(nn.Module):
         self.dialect = dialect
         self.new_patch_size = [math.ceil(side / stride) for side in self.patch_size]
         self.proj = nn.Conv2d(in_chans, in_dim, kernel_size=7, padding=3, stride=stride, **factory)
+        self.set_normalization(mean, std)
+
+    def set_normalization(self, mean: PerChannel, std: PerChannel) -> None:
+        """Normalise uint8 images by `mean` and `std`, see TNT."""
+        channels = self.proj.in_channels
+        self.normalization = {
+            "mean": per_channel("mean", mean, channels),
+            "std": per_channel("std", std, channels),
+        }
+        self._hold_normalization()
+
+    def _hold_normalization(self) -> None:
+        for name, values in self.normalization.items():
+            tensor = torch.tensor(values, dtype=torch.float32, device=self.proj.weight.device)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PixelEmbed:
+        # anew wherever the model goes: float32 also in a 16-bit model, and also after to_empty()
+        super()._apply(fn, recurse)
+        self._hold_normalization()
+        return self
 
     @property
     def legacy(self) -> bool:
@@ -83,8 +131,14 @@ class PixelEmbed(nn.Module):
                 f"TNT: images must be (B, {channels}, {height}, {width}), got "
                 f"{tuple(images.shape)}; resize them or build the model with img_size and in_chans"
             )
+        statistics = (self.mean, self.std) if images.dtype is torch.uint8 else None
         return embed_pixels(
-            images, self.proj, pixel_pos, self.patch_size, self.dialect.unfold_first
+            images,
+            self.proj,
+            pixel_pos,
+            self.patch_size,
+            self.dialect.unfold_first,
+            statistics=statistics,
         )
 
 
@@ -95,11 +149,18 @@ def embed_pixels(
     patch_size: tuple[int, int],
     unfold_first: bool,
     unfold: Optional[nn.Module] = None,
+    statistics: Optional[tuple[Tensor, Tensor]] = None,
 ) -> Tensor:
     """Y0 = Conv(patches) + E_pixel (Eq. 13); images (B, Cin, H, W) to (B*N, S, C).
 
-    Borders that fill no patch are ignored. `unfold` is the module that fusion leaves out, if any.
+    Borders that fill no patch are ignored. `unfold` is the module that fusion leaves out, if any;
+    `statistics` the mean and std (Cin,) of uint8 images.
     """
+    if images.dtype is torch.uint8 and statistics is None:
+        raise TypeError(
+            "TNT: images must be floating and normalised where timm or the authors' code built the "
+            "model, got uint8; normalise them, or build the model with tnt.TNT"
+        )
     stride, (patch_h, patch_w) = conv.stride[0], patch_size
     height, width = images.shape[2] // patch_h * patch_h, images.shape[3] // patch_w * patch_w
     cut = (height, width) != tuple(images.shape[2:])
@@ -110,12 +171,17 @@ def embed_pixels(
         reason = f"the convolution sees borders beyond the {height}x{width} that patches fill"
     if reason is not None:
         say_once(f"the pixel embedding runs unfused: {reason}")
+        if statistics is not None:
+            images = normalise(images, *statistics, conv.weight.dtype)
         return _embed_plain(images, conv, pixel_pos, patch_size, unfold_first)
+    mean, std = (None, None) if statistics is None else statistics
     return pixel_embed(
         images[:, :, :height, :width] if cut else images,
         conv.weight,
         conv.bias,
         pixel_pos,
+        mean=mean,
+        std=std,
         patch_size=patch_size,
         stride=stride,
         unfold_first=unfold_first,

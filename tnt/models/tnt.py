@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .blocks import LEGACY, PUBLISHED, Block
-from .embed import PixelEmbed, Size
+from .embed import PerChannel, PixelEmbed, Size
 from .flow import add_pixels
 
 POOLS = ("", "token", "avg")
@@ -19,6 +19,9 @@ Indices = Optional[Union[int, list[int], tuple[int, ...]]]
 
 class TNT(nn.Module):
     """Transformer in Transformer: images (B, in_chans, H, W) to logits (B, num_classes).
+
+    Floating images come normalised, as the models of timm take them; uint8 images are normalised by
+    `mean` and `std` where the first kernel reads them.
 
         Y^l = inner(Y^{l-1});  Z^l = outer(Z^{l-1} + FC(Vec(Y^l)))            (Eqs. 6-10)
 
@@ -46,6 +49,8 @@ class TNT(nn.Module):
         legacy: the dialect of timm's tnt_s_legacy_patch16_224.
         use_patch_pos, use_pixel_pos: Table 5's positions, each may be left out.
         se: gate the outer MLP's channels (Sec. 2.4).
+        mean, std: of uint8 images scaled to [0, 1], a number or one per channel; the published
+            weights were trained with 0.5. `set_normalization` changes them.
         device, dtype: of the parameters.
     Raises: ValueError for sizes that do not fit together.
     """
@@ -75,6 +80,8 @@ class TNT(nn.Module):
         use_patch_pos: bool = True,
         use_pixel_pos: bool = True,
         se: bool = False,
+        mean: PerChannel = 0.5,
+        std: PerChannel = 0.5,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
@@ -90,7 +97,7 @@ class TNT(nn.Module):
         self.grad_checkpointing = False
 
         self.pixel_embed = PixelEmbed(
-            img_size, patch_size, in_chans, inner_dim, first_stride, dialect, **factory
+            img_size, patch_size, in_chans, inner_dim, first_stride, dialect, mean, std, **factory
         )
         self.num_patches = self.pixel_embed.num_patches
         tile_h, tile_w = self.pixel_embed.new_patch_size
@@ -158,6 +165,15 @@ class TNT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in backward instead of keeping its activations."""
         self.grad_checkpointing = enable
+
+    def set_normalization(self, mean: PerChannel, std: PerChannel) -> None:
+        """Normalise uint8 images by other statistics, say those of a config of timm.
+
+        Args:
+            mean, std: of images scaled to [0, 1], a number or one per channel.
+        Raises: ValueError unless they are finite, as many as the channels, and std positive.
+        """
+        self.pixel_embed.set_normalization(mean, std)
 
     def get_classifier(self) -> nn.Module:
         """The head: a Linear, or an Identity when num_classes is 0."""

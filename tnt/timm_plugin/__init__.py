@@ -15,6 +15,7 @@ from typing import Any
 
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
 
 from ..models.checkpoint import fit_state_dict
 from ..models.tnt import TNT
@@ -55,7 +56,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(name: str, variant: str, pretrained: bool, **kwargs: Any) -> TNT:
     out_indices = kwargs.pop("out_indices", 3)
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         TNT,
         name,
         pretrained,
@@ -63,6 +64,18 @@ def _create(name: str, variant: str, pretrained: bool, **kwargs: Any) -> TNT:
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **{**VARIANTS[variant], **kwargs},
     )
+    if "mean" not in kwargs and "std" not in kwargs:
+        _normalise_by_config(model)
+    return model
+
+
+def _normalise_by_config(model: nn.Module) -> None:
+    """uint8 images by the config's mean and std; of other numbers of channels, by their average."""
+    tnt = model if isinstance(model, TNT) else model.model  # features_only wraps it
+    statistics = [model.pretrained_cfg[name] for name in ("mean", "std")]
+    if len(statistics[0]) != tnt.in_chans:
+        statistics = [sum(values) / len(values) for values in statistics]
+    tnt.set_normalization(*statistics)
 
 
 @register_model

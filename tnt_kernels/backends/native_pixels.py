@@ -33,12 +33,14 @@ class _Plan:
         groups = -(-groups // self.group_channels) * self.group_channels
         pairs = (chans * kernel + 1) // 2
         units = chans * tile_h * (tile_w // UNIT_PIXELS)
-        self.tables = 4 * units + 16 * row_tiles + _round_up_4(2 * pairs)
+        unit_words = 5 if dims.get("uint8") else 3  # its normalisation is two of them
+        self.tables = unit_words * units + 8 + 16 * row_tiles + _round_up_4(2 * pairs)
         self.weights = pairs * groups * 32 * element_bytes
         self.starts = row_tiles * groups * 32 * 4
         self.group = group_patches * _round_up_4(chans * tile_h * tile_w * element_bytes // 4)
         self.positions = _round_up_4(rows * cols * dims["C"])
-        self.gradients = _round_up_4(16 * row_tiles * dims["C"] * element_bytes // 4)
+        channels = 16 * row_tiles * dims["C"] + 8 * groups - dims["C"]
+        self.gradients = _round_up_4(channels * element_bytes // 4)
 
 
 def pixel_embed_shared_bytes(dims: Mapping[str, int], element_bytes: int) -> int:

@@ -11,10 +11,10 @@ namespace {
 
 constexpr int kThreads = 256, kBackwardThreads = 32 * kTapWarps * kTokenWarps;
 
-template <class Dtype, int kGroups>
+template <class Dtype, int kGroups, bool kBytes>
 __global__ void __launch_bounds__(kBackwardThreads, kGroups == 5 && Dtype::kPairWords == 2 ? 1 : 2)
     pixel_embed_bwd_dw_kernel(const __grid_constant__ PixelEmbedBackward params) {
-  pixel_embed_bwd_dw_body<Dtype, kGroups>(params);
+  pixel_embed_bwd_dw_body<Dtype, kGroups, kBytes>(params);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -47,9 +47,10 @@ int pixel_embed_parts(const PixelEmbedPlan& plan, int multiprocessors) {
 cudaError_t launch_pixel_embed_weight_grad(DType dtype, const PixelEmbedBackward& params, int parts,
                                            cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  visit_pixel_embed(dtype, params.plan.groups, [&](auto element, auto groups) {
+  visit_pixel_embed(dtype, params.plan, [&](auto element, auto groups, auto bytes) {
     using Dtype = decltype(element);
-    const auto kernel = pixel_embed_bwd_dw_kernel<Dtype, decltype(groups)::value>;
+    const auto kernel =
+        pixel_embed_bwd_dw_kernel<Dtype, decltype(groups)::value, decltype(bytes)::value>;
     const int shared = static_cast<int>(backward_shared_bytes(params.plan, 2 * Dtype::kPairWords));
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) return;

@@ -23,57 +23,70 @@ struct WeightGrad {
   using Own = cuda::Own<Dtype>;
   using Math = typename Own::Math;
   using Unit = typename Math::Unit;
+  static constexpr bool kTransposes = Math::kUnitWords == 1;
+  static constexpr int kElementBytes = 2 * Dtype::kPairWords;
 
   const PixelEmbedPlan& plan;
   const GradSlice slice;
+  // what this lane reads of the first row tile's windows and gradients dy (rows, C)
+  const uint32_t* places;
+  const uint32_t* window;
+  const uint32_t* gradient;
+  Words<2> chunks[kTapTiles];
   float sum[kTapTiles][kGroups][4] = {};
 
-  // Adds the tokens of one row tile. `tables` is the packed words, dy (rows, C) in shared memory.
-  //
   // Both operands run along the tokens. 16-bit ones are read along the channels, two at a time as
   // the forward reads them, and transposed in registers; fp32 ones are read one by one.
-  TNT_DEVICE void add(const uint32_t* tables, const uint32_t* tiles, const uint32_t* dy, int tile) {
-    constexpr bool kTransposes = Math::kUnitWords == 1;
+  TNT_DEVICE WeightGrad(const PixelEmbedPlan& p, const GradSlice& s, const uint32_t* tables,
+                        const uint32_t* tiles, const uint32_t* dy)
+      : plan(p), slice(s) {
     const int g = lane_id() / 4, t = lane_id() % 4;
-    const int lane_row = kTransposes ? g : 2 * t, lane_column = kTransposes ? 2 * t : g;
-    const int first = slice.pass * kGroups * 8 + lane_column;
+    const int row = kTransposes ? g : 2 * t, column = kTransposes ? 2 * t : g;
+    places = tables + plan.first_row + row;
+    window = behind(tiles, column * kElementBytes);
+    gradient = behind(dy, (row * plan.dim + slice.pass * kGroups * 8 + column) * kElementBytes);
+#pragma unroll
+    for (int m = 0; m < kTapTiles; ++m) {
+      // in place of chunks beyond the last, whose sums are never stored, the last two
+      const int chunk = slice.first_chunk + 2 * m, last = 2 * plan.pairs() - 2;
+      chunks[m] = load_words<2>(tables + plan.first_chunk + (chunk < last ? chunk : last));
+    }
+  }
+
+  // Adds the tokens of one row tile.
+  TNT_DEVICE void add(int tile) {
     Unit b[2][kGroups];
     const uint32_t* rows[2][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = 16 * tile + 8 * half + lane_row;
-      const uint32_t* places = tables + plan.first_row + row;
-      const uint32_t* window = tiles + lane_column * Dtype::kPairWords / 2;
-      rows[half][0] = window + load_words<1>(places).w[0];
-      if constexpr (!kTransposes) rows[half][1] = window + load_words<1>(places + 1).w[0];
-      const uint32_t* gradient = dy + (row * plan.dim + first) * Dtype::kPairWords / 2;
+      const uint32_t* place = places + 16 * tile + 8 * half;
+      rows[half][0] = behind(window, load_words<1>(place).w[0]);
+      if constexpr (!kTransposes) rows[half][1] = behind(window, load_words<1>(place + 1).w[0]);
+      const uint32_t* dy = behind(gradient, (16 * tile + 8 * half) * plan.dim * kElementBytes);
 #pragma unroll
       for (int n = 0; n < kGroups; ++n) {
-        const bool exists = first + 8 * n < plan.dim;
-        const uint32_t* at = gradient + 4 * n * Dtype::kPairWords;
+        // channels beyond the last are the next row's; their sums are never stored
+        const uint32_t* at = dy + 4 * n * Dtype::kPairWords;
         if constexpr (kTransposes) {
-          b[half][n].w[0] = warp_transpose_b16(exists ? load_words<1>(at).w[0] : 0u);
+          b[half][n].w[0] = warp_transpose_b16(load_words<1>(at).w[0]);
         } else {
-          b[half][n].w[0] = exists ? load_words<1>(at).w[0] : 0u;
-          b[half][n].w[1] = exists ? load_words<1>(at + plan.dim).w[0] : 0u;
+          b[half][n].w[0] = load_words<1>(at).w[0];
+          b[half][n].w[1] = load_words<1>(at + plan.dim).w[0];
         }
       }
     }
 #pragma unroll
     for (int m = 0; m < kTapTiles; ++m) {
-      const int chunk = slice.first_chunk + 2 * m;
-      if (chunk >= plan.chunks) break;
-      const Words<2> at = load_words<2>(tables + plan.first_chunk + chunk);
       typename Math::Tile a[2];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int half = j / 2, i = j % 2;
         Unit& unit = a[half].rows[i];
-        unit.w[0] = load_words<1>(rows[half][0] + at.w[i]).w[0];
+        unit.w[0] = load_words<1>(behind(rows[half][0], chunks[m].w[i])).w[0];
         if constexpr (kTransposes) {
           unit.w[0] = warp_transpose_b16(unit.w[0]);
         } else {
-          unit.w[1] = load_words<1>(rows[half][1] + at.w[i]).w[0];
+          unit.w[1] = load_words<1>(behind(rows[half][1], chunks[m].w[i])).w[0];
         }
       }
 #pragma unroll
@@ -123,38 +136,41 @@ struct WeightGrad {
   }
 };
 
-// dy of a group: its patches' rows, zero in place of patches that do not exist.
-template <class Dtype>
+// dy of a group: its patches' rows, zero in place of patches that do not exist. kCount words at a
+// time, which must divide a patch's.
+template <class Dtype, int kCount>
 TNT_DEVICE void team_copy_gradients(const PixelEmbedPlan& plan, const void* dy, int64_t first,
                                     int patches, uint32_t* rows, const Team& team) {
-  constexpr int kWords = Dtype::kPairWords;
-  const int pairs = plan.tokens * plan.dim / 2;
-  const uint32_t* source = static_cast<const uint32_t*>(dy) + first * pairs * kWords;
-#pragma unroll 4
-  for (int i = team.index; i < plan.group_patches * pairs; i += team.count) {
-    Words<kWords> pair = {};
-    if (i < patches * pairs) pair = load_words<kWords>(source + i * kWords);
-    store_words(rows + i * kWords, pair);
+  const int words = plan.tokens * plan.dim / 2 * Dtype::kPairWords;
+  const uint32_t* source = static_cast<const uint32_t*>(dy) + first * words;
+#pragma unroll 2
+  for (int i = kCount * team.index; i < plan.group_patches * words; i += kCount * team.count) {
+    Words<kCount> part = {};
+    if (i < patches * words) part = load_words<kCount>(source + i);
+    store_words(behind(rows, 4u * i), part);
   }
 }
 
-// positions (S, C) += the sum over a group's patches.
-template <class Dtype>
+// positions (S, C) += the sum over a group's patches, kPairs pairs of channels at a time, which
+// must divide a patch's.
+template <class Dtype, int kPairs>
 TNT_DEVICE void team_add_positions(const PixelEmbedPlan& plan, const uint32_t* dy,
                                    uint32_t* positions, const Team& team) {
+  constexpr int kWords = kPairs * Dtype::kPairWords;
   const int pairs = plan.tokens * plan.dim / 2;
-  for (int i = team.index; i < pairs; i += team.count) {
-    const Words<2> before = load_words<2>(positions + 2 * i);
-    FloatPair sum = {as_float(before.w[0]), as_float(before.w[1])};
+  for (int i = kPairs * team.index; i < pairs; i += kPairs * team.count) {
+    Words<2 * kPairs> sums = load_words<2 * kPairs>(positions + 2 * i);
 #pragma unroll 4
     for (int patch = 0; patch < plan.group_patches; ++patch) {
-      const auto words =
-          load_words<Dtype::kPairWords>(dy + (patch * pairs + i) * Dtype::kPairWords);
-      const FloatPair pair = Dtype::unpack(words.w);
-      sum.lo += pair.lo;
-      sum.hi += pair.hi;
+      const auto words = load_words<kWords>(dy + (patch * pairs + i) * Dtype::kPairWords);
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        const FloatPair value = Dtype::unpack(words.w + pair * Dtype::kPairWords);
+        sums.w[2 * pair] = as_word(as_float(sums.w[2 * pair]) + value.lo);
+        sums.w[2 * pair + 1] = as_word(as_float(sums.w[2 * pair + 1]) + value.hi);
+      }
     }
-    store_words(positions + 2 * i, Words<2>{{as_word(sum.lo), as_word(sum.hi)}});
+    store_words(positions + 2 * i, sums);
   }
 }
 
@@ -173,7 +189,7 @@ TNT_DEVICE void team_store_positions(const PixelEmbedPlan& plan, const uint32_t*
   }
 }
 
-template <class Dtype, int kGroups>
+template <class Dtype, int kGroups, bool kBytes>
 TNT_DEVICE void pixel_embed_bwd_dw_body(const PixelEmbedBackward& params) {
   const PixelEmbedPlan& plan = params.plan;
   uint32_t* tables = dynamic_shared();
@@ -196,25 +212,40 @@ TNT_DEVICE void pixel_embed_bwd_dw_body(const PixelEmbedBackward& params) {
   const Team patch_team = {warp_id() % team_warps * 32 + lane_id(), 32 * team_warps};
 
   const int slices = plan.slices(), number = block_id() % slices, part = block_id() / slices;
-  WeightGrad<Dtype, kGroups> grad = {
-      plan,
-      {number % plan.passes,
-       (number / plan.passes * kTapWarps + warp_id() % kTapWarps) * 2 * kTapTiles,
-       warp_id() / kTapWarps}};
-  for (int64_t group = part; group < plan.num_groups(); group += num_blocks() / slices) {
+  const GradSlice slice = {
+      number % plan.passes,
+      (number / plan.passes * kTapWarps + warp_id() % kTapWarps) * 2 * kTapTiles,
+      warp_id() / kTapWarps};
+  WeightGrad<Dtype, kGroups> grad(plan, slice, tables, tiles, dy);
+  // two pairs of channels at once, 16 bytes of dy, where rows of all patches begin at such
+  const bool by_quads = plan.tokens * plan.dim % 4 == 0;
+  const bool by_16_bytes = plan.tokens * plan.dim * Dtype::kPairWords % 8 == 0;
+  const int64_t groups = plan.num_groups();
+  for (int64_t group = part; group < groups; group += num_blocks() / slices) {
     const int64_t first = group * plan.group_patches, left = plan.num_patches - first;
     const int patches = left < plan.group_patches ? static_cast<int>(left) : plan.group_patches;
     for (int i = team_number; i < plan.group_patches; i += teams) {
       // in place of a patch that does not exist any will do: its gradients are zero
-      team_copy_patch<Dtype, 3>(plan, params.images, first + (i < patches ? i : 0), tables,
-                                tiles + i * plan.tile_words, patch_team);
+      team_copy_patch<Dtype, kBytes, 3>(plan, params.images, first + (i < patches ? i : 0), tables,
+                                        tiles + i * plan.tile_words, patch_team);
     }
-    team_copy_gradients<Dtype>(plan, params.dy, first, patches, dy, team);
+    if (by_16_bytes) {
+      team_copy_gradients<Dtype, 4>(plan, params.dy, first, patches, dy, team);
+    } else {
+      team_copy_gradients<Dtype, Dtype::kPairWords>(plan, params.dy, first, patches, dy, team);
+    }
     block_sync();
+#pragma unroll 1
     for (int tile = grad.slice.token_warp; tile < plan.row_tiles; tile += kTokenWarps) {
-      grad.add(tables, tiles, dy, tile);
+      grad.add(tile);
     }
-    if (number == 0) team_add_positions<Dtype>(plan, dy, positions, team);
+    if (number == 0) {
+      if (by_quads) {
+        team_add_positions<Dtype, 2>(plan, dy, positions, team);
+      } else {
+        team_add_positions<Dtype, 1>(plan, dy, positions, team);
+      }
+    }
     block_sync();
   }
   grad.combine(tiles);

@@ -18,11 +18,11 @@ __global__ void __launch_bounds__(kPackThreads)
   pixel_embed_pack_body<Dtype, kGroups>(params);
 }
 
-template <class Dtype, int kGroups>
+template <class Dtype, int kGroups, bool kBytes>
 __global__ void __launch_bounds__(32 * kForwardWarps,
                                   kGroups == 3 && Dtype::kPairWords == 1 ? 3 : 2)
     pixel_embed_fwd_kernel(const __grid_constant__ PixelEmbedForward params) {
-  pixel_embed_fwd_body<Dtype, kGroups>(params);
+  pixel_embed_fwd_body<Dtype, kGroups, kBytes>(params);
 }
 
 template <class Kernel>
@@ -48,7 +48,7 @@ cudaError_t launch_resident(Kernel kernel, const PixelEmbedForward& params, int6
 cudaError_t launch_pixel_embed_pack(DType dtype, const PixelEmbedPack& params,
                                     cudaStream_t stream) {
   const int blocks = (params.plan.packed_words / 2 + kPackThreads - 1) / kPackThreads;
-  visit_pixel_embed(dtype, params.plan.groups, [&](auto element, auto groups) {
+  visit_pixel_embed(dtype, params.plan, [&](auto element, auto groups, auto) {
     pixel_embed_pack_kernel<decltype(element), decltype(groups)::value>
         <<<blocks, kPackThreads, 0, stream>>>(params);
   });
@@ -59,9 +59,10 @@ cudaError_t launch_pixel_embed_forward(DType dtype, const PixelEmbedForward& par
                                        int64_t most_shared, int multiprocessors,
                                        cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  visit_pixel_embed(dtype, params.plan.groups, [&](auto element, auto groups) {
-    error = launch_resident(pixel_embed_fwd_kernel<decltype(element), decltype(groups)::value>,
-                            params, most_shared, multiprocessors, stream);
+  visit_pixel_embed(dtype, params.plan, [&](auto element, auto groups, auto bytes) {
+    const auto kernel =
+        pixel_embed_fwd_kernel<decltype(element), decltype(groups)::value, decltype(bytes)::value>;
+    error = launch_resident(kernel, params, most_shared, multiprocessors, stream);
   });
   return error;
 }

@@ -8,10 +8,10 @@
 namespace tnt_kernels::cuda {
 
 // The sums of one row tile, of channels 8 kGroups pass and on.
-template <class Dtype, int kGroups>
+template <class Dtype, int kGroups, bool kBytes>
 TNT_DEVICE void warp_convolve(const PixelEmbedPlan& plan, const uint32_t* packed,
-                              const uint32_t* tiles, const ColumnMask<Dtype>& mask, int pass,
-                              int row_tile, float (&acc)[kGroups][4]) {
+                              const uint32_t* tiles, const ColumnMask<Dtype, kBytes>& mask,
+                              int pass, int row_tile, float (&acc)[kGroups][4]) {
   using Math = typename Own<Dtype>::Math;
   constexpr int kUnitWords = Math::kUnitWords;
   const int lane = lane_id();
@@ -27,7 +27,8 @@ TNT_DEVICE void warp_convolve(const PixelEmbedPlan& plan, const uint32_t* packed
   const uint32_t* rows[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    rows[half] = tiles + load_words<1>(places + 8 * half).w[0] + lane % 4 * Dtype::kPairWords;
+    rows[half] =
+        behind(tiles + lane % 4 * Dtype::kPairWords, load_words<1>(places + 8 * half).w[0]);
   }
   const uint32_t* chunks = packed + plan.first_chunk;
   const uint32_t* weights =
@@ -38,7 +39,7 @@ TNT_DEVICE void warp_convolve(const PixelEmbedPlan& plan, const uint32_t* packed
     const Words<2> at = load_words<2>(chunks + 2 * pair);
     typename Math::Tile a[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a[i / 2].rows[i % 2] = mask.load(rows[i % 2] + at.w[i / 2]);
+    for (int i = 0; i < 4; ++i) a[i / 2].rows[i % 2] = mask.load(behind(rows[i % 2], at.w[i / 2]));
 #pragma unroll
     for (int n = 0; n < kGroups; ++n) {
       const Words<2 * kUnitWords> w = load_words<2 * kUnitWords>(weights + n * 64 * kUnitWords);
@@ -53,7 +54,7 @@ TNT_DEVICE void warp_convolve(const PixelEmbedPlan& plan, const uint32_t* packed
     const uint32_t at = load_words<1>(chunks + 2 * whole).w[0];
     typename Math::Tile a;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) a.rows[half] = mask.load(rows[half] + at);
+    for (int half = 0; half < 2; ++half) a.rows[half] = mask.load(behind(rows[half], at));
 #pragma unroll
     for (int n = 0; n < kGroups; ++n) {
       Math::mma(acc[n], a, load_words<kUnitWords>(weights + n * 64 * kUnitWords));
@@ -94,8 +95,10 @@ TNT_DEVICE void store_channels(uint32_t* row, int dim, int channels,
   }
 }
 
-template <class Dtype, int kGroups>
+template <class Dtype, int kGroups, bool kBytes>
 TNT_DEVICE void pixel_embed_fwd_body(const PixelEmbedForward& params) {
+  // loads under way: of a patch of 16x16 pixels and 3 channels all of a lane's
+  constexpr int kBatch = 768 / 32 / wide_unit(2 * Dtype::kPairWords, kBytes);
   const PixelEmbedPlan& plan = params.plan;
   uint32_t* packed = dynamic_shared();
   for (int i = 4 * thread_id(); i < plan.packed_words; i += 4 * block_threads()) {
@@ -106,16 +109,17 @@ TNT_DEVICE void pixel_embed_fwd_body(const PixelEmbedForward& params) {
   team_clear(tiles, plan.group_words(), team);
   block_sync();
 
-  const ColumnMask<Dtype> mask(plan);
+  const ColumnMask<Dtype, kBytes> mask(plan);
   const int warps = block_threads() / 32;
-  for (int64_t group = int64_t{block_id()} * warps + warp_id(); group < plan.num_groups();
+  const int64_t groups = plan.num_groups();
+  for (int64_t group = int64_t{block_id()} * warps + warp_id(); group < groups;
        group += int64_t{num_blocks()} * warps) {
     const int64_t first = group * plan.group_patches, left = plan.num_patches - first;
     const int patches = left < plan.group_patches ? static_cast<int>(left) : plan.group_patches;
     for (int i = 0; i < plan.group_patches; ++i) {
       // a patch that does not exist is never stored: the first takes its place
-      team_copy_patch<Dtype, 6>(plan, params.images, first + (i < patches ? i : 0), packed,
-                                tiles + i * plan.tile_words, team);
+      team_copy_patch<Dtype, kBytes, kBatch>(plan, params.images, first + (i < patches ? i : 0),
+                                             packed, tiles + i * plan.tile_words, team);
     }
     warp_sync();
     uint32_t* out = static_cast<uint32_t*>(params.out) +
@@ -124,7 +128,7 @@ TNT_DEVICE void pixel_embed_fwd_body(const PixelEmbedForward& params) {
       const int channel = pass * 8 * kGroups;
       for (int tile = 0; tile < plan.row_tiles; ++tile) {
         float acc[kGroups][4];
-        warp_convolve<Dtype, kGroups>(plan, packed, tiles, mask, pass, tile, acc);
+        warp_convolve<Dtype, kGroups, kBytes>(plan, packed, tiles, mask, pass, tile, acc);
         const int row = 16 * tile + lane_id() / 4;
         uint32_t* target = out + (row * plan.dim + channel) / 2 * Dtype::kPairWords;
         uint32_t* lower = target + 8 * plan.dim / 2 * Dtype::kPairWords;

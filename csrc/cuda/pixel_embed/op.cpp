@@ -14,12 +14,25 @@ constexpr int64_t kLargestSide = 1 << 15, kLargestCount = (int64_t{1} << 31) - 1
 
 class PixelEmbedCall : private Call {
  public:
-  PixelEmbedCall(const char* op, const Tensor& images, const Tensor& weight, int64_t patch_h,
+  PixelEmbedCall(const char* op, const Tensor& images, const Tensor& weight,
+                 const OptionalTensor& mean, const OptionalTensor& deviation, int64_t patch_h,
                  int64_t patch_w, int64_t stride, bool unfold_first)
-      : Call(op, images), type_(dtype_of(images)) {
-    STD_TORCH_CHECK(has_dtype(images), op, ": images must be float32, bfloat16 or float16");
+      : Call(op, images), is_uint8_(images.scalar_type() == ScalarType::Byte) {
+    STD_TORCH_CHECK(is_uint8_ || has_dtype(images), op,
+                    ": images must be float32, bfloat16, float16 or uint8");
+    if (is_uint8_) check_dtype(op, "weight", weight);
+    scalar_type_ = is_uint8_ ? weight.scalar_type() : images.scalar_type();
+    type_ = dtype_of(is_uint8_ ? weight : images);
     STD_TORCH_CHECK(images.dim() == 4 && weight.dim() == 4, op,
                     ": images must be (B, Cin, H, W) and weight (C, Cin, k, k)");
+    check_normalisation(op, images, "mean", mean);
+    check_normalisation(op, images, "std", deviation);
+    if (is_uint8_) {
+      check_device("mean", *mean);
+      check_device("std", *deviation);
+      mean_ = floats(mean);
+      deviation_ = floats(deviation);
+    }
     const int64_t in_chans = images.size(1), height = images.size(2), width = images.size(3);
     const int64_t dim = weight.size(0), kernel = weight.size(2);
     STD_TORCH_CHECK(weight.size(1) == in_chans && weight.size(3) == kernel && kernel % 2 == 1, op,
@@ -48,6 +61,7 @@ class PixelEmbedCall : private Call {
     plan_.patch_w = static_cast<int>(patch_w);
     plan_.stride = static_cast<int>(stride);
     plan_.unfold_first = unfold_first;
+    plan_.bytes = is_uint8_;
     plan_.num_patches = patches;
     check_capability();
   }
@@ -59,7 +73,7 @@ class PixelEmbedCall : private Call {
     STD_TORCH_CHECK(
         !pixel_pos.has_value() || pixel_pos->numel() == int64_t{plan_.dim} * plan_.tokens, op(),
         ": pixel_pos must be (1, C, h, w)");
-    Tensor out = new_tensor({plan_.num_patches, plan_.tokens, plan_.dim}, images.scalar_type());
+    Tensor out = new_tensor({plan_.num_patches, plan_.tokens, plan_.dim}, scalar_type_);
     if (plan_.num_patches == 0) return out;
     const int64_t shared = check_shared(forward_shared_bytes(plan_, 1));
     PixelEmbedForward params = {plan_, activation(images), nullptr, out.mutable_data_ptr()};
@@ -76,6 +90,10 @@ class PixelEmbedCall : private Call {
     check_device("dy", dy);
   }
 
+  void check_image_gradient() const {
+    STD_TORCH_CHECK(!is_uint8_, op(), ": uint8 images have no gradient; pass need_dimages=False");
+  }
+
   // [weight | bias | pixel_pos], flat
   Tensor weight_gradients(const Tensor& dy, const Tensor& images) {
     Tensor flat = new_tensor({plan_.flat()}, ScalarType::Float);
@@ -86,7 +104,7 @@ class PixelEmbedCall : private Call {
     tables.packed_words = tables.first_weight;
     const int parts = pixel_embed_parts(plan_, multiprocessors());
     const Tensor partials = new_tensor({parts, plan_.flat()}, ScalarType::Float);
-    const PixelEmbedBackward params = {plan_, activation(images), gradient(dy, images),
+    const PixelEmbedBackward params = {plan_, activation(images), gradient(dy),
                                        pack(tables, nullptr, std::nullopt, std::nullopt),
                                        static_cast<float*>(partials.mutable_data_ptr())};
     STD_CUDA_CHECK(launch_pixel_embed_weight_grad(type_, params, parts, stream()));
@@ -102,7 +120,7 @@ class PixelEmbedCall : private Call {
     if (plan_.num_patches == 0) return dimages;
     const Tensor taps = new_tensor({plan_.taps(), plan_.dim}, ScalarType::Float);
     const PixelEmbedImageGrad params = {
-        plan_, gradient(dy, images), matrix("weight", weights, plan_.taps()),
+        plan_, gradient(dy), matrix("weight", weights, plan_.taps()),
         static_cast<float*>(taps.mutable_data_ptr()), dimages.mutable_data_ptr()};
     STD_CUDA_CHECK(launch_pixel_embed_image_grad(type_, params, stream()));
     return dimages;
@@ -113,9 +131,9 @@ class PixelEmbedCall : private Call {
  private:
   int element_bytes() const { return type_ == DType::kFloat32 ? 4 : 2; }
 
-  const void* gradient(const Tensor& dy, const Tensor& images) {
-    const bool same = dy.scalar_type() == images.scalar_type();
-    return activation(same ? dy : torch::stable::to(dy, images.scalar_type()));
+  const void* gradient(const Tensor& dy) {
+    const bool same = dy.scalar_type() == scalar_type_;
+    return activation(same ? dy : torch::stable::to(dy, scalar_type_));
   }
 
   // What a block may have; fails if that is less than `needed`.
@@ -130,7 +148,7 @@ class PixelEmbedCall : private Call {
   // Without `weights` only the tables.
   const uint32_t* pack(const PixelEmbedPlan& plan, const Tensor* weights,
                        const OptionalTensor& bias, const OptionalTensor& pixel_pos) {
-    PixelEmbedPack params = {plan, {}, {}, {}, nullptr};
+    PixelEmbedPack params = {plan, {}, {}, {}, mean_, deviation_, nullptr};
     if (weights != nullptr) params.weight = matrix("weight", *weights, plan.taps());
     if (bias.has_value()) params.bias = matrix("bias", *bias, 1);
     if (pixel_pos.has_value()) params.pixel_pos = matrix("pixel_pos", *pixel_pos, plan.tokens);
@@ -140,25 +158,33 @@ class PixelEmbedCall : private Call {
     return params.packed;
   }
 
+  bool is_uint8_;
+  ScalarType scalar_type_;  // of the output and of all products
   DType type_;
+  const float* mean_ = nullptr;  // (Cin,) of uint8 images
+  const float* deviation_ = nullptr;
   PixelEmbedPlan plan_ = {};
   std::vector<Tensor> packed_;
 };
 
 Tensor pixel_embed(const Tensor& images, const Tensor& weight, const OptionalTensor& bias,
-                   const OptionalTensor& pixel_pos, int64_t patch_h, int64_t patch_w,
+                   const OptionalTensor& pixel_pos, const OptionalTensor& mean,
+                   const OptionalTensor& deviation, int64_t patch_h, int64_t patch_w,
                    int64_t stride, bool unfold_first) {
-  PixelEmbedCall call("pixel_embed", images, weight, patch_h, patch_w, stride, unfold_first);
+  PixelEmbedCall call("pixel_embed", images, weight, mean, deviation, patch_h, patch_w, stride,
+                      unfold_first);
   return call.forward(images, weight, bias, pixel_pos);
 }
 
 std::tuple<Tensor, Tensor> pixel_embed_backward(const Tensor& dy, const Tensor& images,
-                                                const Tensor& weight, int64_t patch_h,
+                                                const Tensor& weight, const OptionalTensor& mean,
+                                                const OptionalTensor& deviation, int64_t patch_h,
                                                 int64_t patch_w, int64_t stride, bool unfold_first,
                                                 bool need_dimages, bool need_dw) {
-  PixelEmbedCall call("pixel_embed_backward", images, weight, patch_h, patch_w, stride,
-                      unfold_first);
+  PixelEmbedCall call("pixel_embed_backward", images, weight, mean, deviation, patch_h, patch_w,
+                      stride, unfold_first);
   call.check_gradient(dy);
+  if (need_dimages) call.check_image_gradient();
   Tensor dimages =
       need_dimages ? call.image_gradient(dy, images, weight) : call.nothing(images.scalar_type());
   Tensor dw = need_dw ? call.weight_gradients(dy, images) : call.nothing(ScalarType::Float);

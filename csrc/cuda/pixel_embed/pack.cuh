@@ -26,21 +26,31 @@ struct PixelEmbedPacker {
 
   const PixelEmbedPack& params;
 
-  // Word of an element of a tile.
-  static TNT_DEVICE uint32_t word(int element) {
-    return static_cast<uint32_t>(element / 2 * Dtype::kPairWords);
+  // Where an element of a tile is, in bytes.
+  static TNT_DEVICE uint32_t place(int element) {
+    return static_cast<uint32_t>(element * 2 * Dtype::kPairWords);
   }
 
   TNT_DEVICE void pack_unit(int unit) const {
     const PixelEmbedPlan& p = params.plan;
-    const int column = p.unit_left + unit % p.unit_cols * kUnitPixels;
+    const int column = p.unit_left + unit % p.unit_cols * p.unit_pixels;
     const int row = p.unit_top + unit / p.unit_cols % p.unit_rows;
     const int channel = unit / p.unit_cols / p.unit_rows;
     const int to = (channel * p.tile_h + row + p.top) * p.tile_w + column + p.lead;
     const int from = (channel * p.height + row) * p.width + column;
-    const uint32_t source = static_cast<uint32_t>(from / 2 * Dtype::kPairWords);
-    store_words(params.packed + 4 * unit, Words<4>{{word(to), source, static_cast<uint32_t>(row),
-                                                    static_cast<uint32_t>(column)}});
+    const uint32_t quad = static_cast<uint32_t>(from / kUnitPixels);
+    uint32_t* entry = params.packed + p.entry_words() * unit;
+    store_words(entry, Words<2>{{place(to), quad}});
+    if (p.bytes) {
+      // (pixel / 255 - mean) / std as one multiply-add of numbers that are rounded once
+      const double mean = params.mean[channel], std = params.std[channel];
+      const float scale = static_cast<float>(1.0 / (255.0 * std));
+      const float shift = static_cast<float>(-mean / std);
+      store_words(entry + 2, Words<2>{{as_word(scale), as_word(shift)}});
+    }
+    const uint32_t packed_place =
+        static_cast<uint32_t>(row) << 16 | (static_cast<uint32_t>(column) & 0xffffu);
+    store_words(params.packed + p.first_place + unit, Words<1>{{packed_place}});
   }
 
   TNT_DEVICE void pack_row(int row) const {
@@ -48,7 +58,7 @@ struct PixelEmbedPacker {
     const int token = token_of_row(p, row), in_patch = token % p.tokens;
     const int element = in_patch / p.cols * p.stride * p.tile_w + in_patch % p.cols * p.stride;
     params.packed[p.first_row + row] =
-        static_cast<uint32_t>(token / p.tokens * p.tile_words) + word(element);
+        static_cast<uint32_t>(token / p.tokens * p.tile_words * 4) + place(element);
   }
 
   // The last of an odd number stands twice.
@@ -56,7 +66,7 @@ struct PixelEmbedPacker {
     const PixelEmbedPlan& p = params.plan;
     const int real = chunk < p.chunks ? chunk : p.chunks - 1;
     const int element = (real / p.kernel * p.tile_h + real % p.kernel) * p.tile_w;
-    params.packed[p.first_chunk + chunk] = word(element);
+    params.packed[p.first_chunk + chunk] = place(element);
   }
 
   TNT_DEVICE float tap(int channel, int chunk, int column) const {

@@ -41,6 +41,7 @@ struct PixelEmbedPlan {
   // the call
   int in_chans, height, width, dim, kernel, patch_h, patch_w, stride;
   bool unfold_first;
+  bool bytes;  // images are uint8, normalised where they are copied to a tile
   int64_t num_patches;
   int grid_h, grid_w;
   Divisor per_image, per_row;  // patches of an image, and of a row of them
@@ -52,14 +53,19 @@ struct PixelEmbedPlan {
   int group_patches, row_tiles;
   int groups, passes;  // groups of 8 channels that a warp sums at once, and how often
 
-  // Units of 4 pixels that are copied to a tile: where they begin relative to the patch.
-  int unit_top, unit_left, unit_rows, unit_cols, units;
+  // Units of pixels that are copied to a tile: where they begin relative to the patch. If
+  // `all_inside`, they have wide_unit() pixels and the image has them all; else they have
+  // kUnitPixels, and each is looked for.
+  bool all_inside;
+  int unit_pixels, unit_top, unit_left, unit_rows, unit_cols, units;
 
   // Sections of the packed words, and all of them.
-  int first_row, first_chunk, first_weight, first_start, packed_words;
+  int first_place, first_row, first_chunk, first_weight, first_start, packed_words;
 
   constexpr int pairs() const { return (chunks + 1) / 2; }
   constexpr int taps() const { return in_chans * kernel * kernel; }
+  constexpr int image_pixels() const { return in_chans * height * width; }
+  constexpr int entry_words() const { return bytes ? 4 : 2; }  // of a unit
   constexpr int group_words() const { return group_patches * tile_words; }
   constexpr int64_t num_groups() const { return (num_patches + group_patches - 1) / group_patches; }
   // Of the backward: slices of taps and channels, and words of shared memory.
@@ -67,12 +73,18 @@ struct PixelEmbedPlan {
     return passes * ((chunks + 2 * kTapTiles * kTapWarps - 1) / (2 * kTapTiles * kTapWarps));
   }
   constexpr int position_words() const { return (tokens * dim + 3) / 4 * 4; }
+  // dy of a group, and as many channels behind it as a warp may read beyond the last.
   constexpr int gradient_words(int element_bytes) const {
-    return (16 * row_tiles * dim * element_bytes / 4 + 3) / 4 * 4;
+    return ((16 * row_tiles * dim + 8 * groups * passes - dim) * element_bytes / 4 + 3) / 4 * 4;
   }
   // The flat gradient: [weight (C, Cin, k, k) | bias C | pixel_pos (C, S)].
   constexpr int flat() const { return dim * (taps() + 1 + tokens); }
 };
+
+// Pixels of the units that need no look at the image's borders: 16 bytes, and 8 of uint8 pixels.
+constexpr int wide_unit(int element_bytes, bool bytes) {
+  return element_bytes == 4 && !bytes ? 4 : 8;
+}
 
 constexpr int kUnitPixels = 4, kChunkColumns = 8, kLargestKernel = 7;
 
@@ -129,11 +141,15 @@ inline void complete(PixelEmbedPlan& p, int element_bytes, int most_tokens) {
   p.unit_left = p.unfold_first ? 0 : -p.lead;
   p.unit_rows = (p.unfold_first && bottom > p.patch_h ? p.patch_h : bottom) - p.unit_top;
   const int columns = (p.unfold_first && right > p.patch_w ? p.patch_w : right) - p.unit_left;
-  p.unit_cols = columns / kUnitPixels;
+  const int wide = wide_unit(element_bytes, p.bytes);  // patches must begin at multiples of it
+  p.all_inside = p.unfold_first && p.patch_w % wide == 0 && columns % wide == 0;
+  p.unit_pixels = p.all_inside ? wide : kUnitPixels;
+  p.unit_cols = columns / p.unit_pixels;
   p.units = p.in_chans * p.unit_rows * p.unit_cols;
 
   const int unit_words = element_bytes / 2;
-  p.first_row = 4 * p.units;
+  p.first_place = round_up_4(p.entry_words() * p.units);
+  p.first_row = p.first_place + round_up_4(p.units);
   p.first_chunk = p.first_row + 16 * p.row_tiles;
   p.first_weight = p.first_chunk + round_up_4(2 * p.pairs());
   p.first_start = p.first_weight + p.passes * p.pairs() * p.groups * 32 * 2 * unit_words;
@@ -170,7 +186,9 @@ struct PixelEmbedPack {
   WeightView weight;     // (C, Cin k k)
   WeightView bias;       // (C) or null
   WeightView pixel_pos;  // (C, S) or null
-  uint32_t* packed;      // plan.packed_words
+  const float* mean;     // (Cin) of uint8 images, else null
+  const float* std;
+  uint32_t* packed;  // plan.packed_words
 };
 
 struct PixelEmbedForward {

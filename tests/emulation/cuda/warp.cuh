@@ -102,6 +102,11 @@ inline uint32_t as_word(float value) {
 
 inline float flush(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? 0.0f : x; }
 
+template <int kByte>
+inline float byte_f32(uint32_t word) {
+  return static_cast<float>(word >> 8 * kByte & 0xffu);
+}
+
 inline float fma_f32(float a, float b, float c) { return std::fma(a, b, c); }
 inline float fma_sat_f32(float a, float b, float c) {
   return std::fmin(std::fmax(std::fma(a, b, c), 0.0f), 1.0f);

@@ -50,6 +50,8 @@ def _host_function(name: str) -> Callable:
 def _check(spec: OpSpec, name: str, args: Mapping[str, Any]) -> None:
     """What the public functions have checked, for those who call the operator itself."""
     dtype = args[spec.activation].dtype
+    if "mean" in args:
+        dtype = _check_normalisation(spec, name, args)
     if dtype not in DTYPES:
         raise TypeError(f"{name}: {spec.activation} must be one of {DTYPES}, got {dtype}")
     for weight, shape in zip(spec.weights, spec.weight_shapes(args)):
@@ -58,9 +60,26 @@ def _check(spec: OpSpec, name: str, args: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: {weight} must be {shape}, got {tuple(value.shape)}")
 
 
+def _check_normalisation(spec: OpSpec, name: str, args: Mapping[str, Any]) -> torch.dtype:
+    """That uint8 images, and no others, have a mean and std; the dtype of the computation."""
+    images = args[spec.activation]
+    is_bytes = images.dtype is torch.uint8
+    for statistic in ("mean", "std"):
+        values = args[statistic]
+        if (values is not None) is not is_bytes:
+            needed = "given with uint8 images" if is_bytes else "None for floating images"
+            raise ValueError(f"{name}: {statistic} must be {needed}")
+        if is_bytes and (values.shape != images.shape[1:2] or values.dtype is not torch.float32):
+            raise ValueError(f"{name}: {statistic} must be ({images.shape[1]},) float32")
+    if is_bytes and args.get(f"need_d{spec.activation}"):
+        raise ValueError(f"{name}: uint8 images have no gradient; pass need_dimages=False")
+    return args[spec.typed_by(args)].dtype
+
+
 def _implement(library: torch.library.Library, spec: OpSpec) -> None:
     forward_names = spec.argument_names
-    backward_names = tuple(part.split()[-1] for part in f"dy, {spec.backward_arguments}".split(","))
+    backward_arguments = f"dy, {spec.backward_arguments}, need_d{spec.activation}, need_dw"
+    backward_names = tuple(part.split()[-1] for part in backward_arguments.split(","))
 
     def implementation(name: str, names: tuple) -> Callable:
         def run_kernels(*values: Any) -> Any:

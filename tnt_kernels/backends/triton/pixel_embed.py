@@ -33,6 +33,8 @@ def window_taps(
 @triton.jit
 def gather_windows(
     images_ptr,
+    mean_ptr,
+    std_ptr,
     tokens,
     grid_h,
     grid_w,
@@ -49,7 +51,10 @@ def gather_windows(
     PATCH_W: tl.constexpr,
     UNFOLD_FIRST: tl.constexpr,
 ):
-    """The pixels under each tap of each token's window, zero beyond the patch or the image."""
+    """The pixels under each tap of each token's window, zero beyond the patch or the image.
+
+    With `mean_ptr` and `std_ptr` they are bytes, and normalised; zeros stay.
+    """
     TILE_W: tl.constexpr = PATCH_W // STRIDE
     S: tl.constexpr = PATCH_H // STRIDE * TILE_W
     patch, token = tokens // S, tokens % S
@@ -66,7 +71,13 @@ def gather_windows(
     image = patch // (grid_h * grid_w)
     offsets = (image * stride_b)[:, None] + (rows // KERNEL * stride_c)[None, :]
     offsets += y * stride_h + x * stride_w
-    return tl.load(images_ptr + offsets, mask=inside_y & inside_x & valid[None, :], other=0.0)
+    exists = inside_y & inside_x & valid[None, :]
+    pixels = tl.load(images_ptr + offsets, mask=exists, other=0)
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + rows // KERNEL, mask=valid, other=0.0)[None, :]
+        std = tl.load(std_ptr + rows // KERNEL, mask=valid, other=1.0)[None, :]
+        pixels = tl.where(exists, (pixels.to(tl.float32) / 255 - mean) / std, 0.0)
+    return pixels
 
 
 @triton.jit
@@ -75,6 +86,8 @@ def pixel_embed_fwd_kernel(
     weight_ptr,  # (C, IN_CHANS, KERNEL, KERNEL)
     bias_ptr,  # (C,) or None
     pixel_pos_ptr,  # (C, S) or None
+    mean_ptr,  # (IN_CHANS,) with images of bytes, else None
+    std_ptr,
     out_ptr,  # (tokens, C)
     num_tokens,
     grid_h,
@@ -97,7 +110,7 @@ def pixel_embed_fwd_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Pixel embeddings of BLOCK_TOKENS tokens."""
-    DTYPE: tl.constexpr = images_ptr.dtype.element_ty
+    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     S: tl.constexpr = (PATCH_H // STRIDE) * (PATCH_W // STRIDE)
     tokens, exists = clamped_rows(tl.program_id(0), num_tokens, BLOCK_TOKENS)
     channels = tl.arange(0, BLOCK_C)
@@ -111,8 +124,9 @@ def pixel_embed_fwd_kernel(
     for first in tl.range(0, IN_CHANS * KERNEL, BLOCK_TAPS // ROW):
         rows, columns, valid = window_taps(first, IN_CHANS, KERNEL, ROW, BLOCK_TAPS)
         windows = gather_windows(
-            images_ptr, tokens, grid_h, grid_w, stride_b, stride_c, stride_h, stride_w,
-            rows, columns, valid, KERNEL, STRIDE, PATCH_H, PATCH_W, UNFOLD_FIRST,
+            images_ptr, mean_ptr, std_ptr, tokens, grid_h, grid_w,
+            stride_b, stride_c, stride_h, stride_w, rows, columns, valid,
+            KERNEL, STRIDE, PATCH_H, PATCH_W, UNFOLD_FIRST,
         )  # fmt: skip
         taps = channels[:, None] * (IN_CHANS * KERNEL * KERNEL)
         taps += (rows * KERNEL + columns)[None, :]
@@ -126,6 +140,8 @@ def pixel_embed_fwd_kernel(
 def pixel_embed_bwd_dw_kernel(
     dy_ptr,  # (tokens, C)
     images_ptr,  # as in forward
+    mean_ptr,
+    std_ptr,
     partial_ptr,  # (programs, C, IN_CHANS, KERNEL, KERNEL)
     num_tokens,
     grid_h,
@@ -148,7 +164,7 @@ def pixel_embed_bwd_dw_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Partial gradient of BLOCK_TAPS taps, program_id(1), over every num_programs(0)-th tile."""
-    DTYPE: tl.constexpr = images_ptr.dtype.element_ty
+    DTYPE: tl.constexpr = dy_ptr.dtype.element_ty
     first = tl.program_id(1) * (BLOCK_TAPS // ROW)
     rows, columns, valid = window_taps(first, IN_CHANS, KERNEL, ROW, BLOCK_TAPS)
     dweight = tl.zeros((BLOCK_TAPS, BLOCK_C), dtype=tl.float32)
@@ -156,8 +172,9 @@ def pixel_embed_bwd_dw_kernel(
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         tokens, exists = clamped_rows(tile, num_tokens, BLOCK_TOKENS)
         windows = gather_windows(
-            images_ptr, tokens, grid_h, grid_w, stride_b, stride_c, stride_h, stride_w,
-            rows, columns, valid, KERNEL, STRIDE, PATCH_H, PATCH_W, UNFOLD_FIRST,
+            images_ptr, mean_ptr, std_ptr, tokens, grid_h, grid_w,
+            stride_b, stride_c, stride_h, stride_w, rows, columns, valid,
+            KERNEL, STRIDE, PATCH_H, PATCH_W, UNFOLD_FIRST,
         )  # fmt: skip
         dy = load_existing_rows(dy_ptr, tokens, exists, C, BLOCK_C)
         dweight += dot(tl.trans(windows), dy, DTYPE, PRECISION)
@@ -244,12 +261,12 @@ class _Geometry:
         }
         self.tiling = pixel_embed_tiling(self.constants["BLOCK_C"], architecture(images))
 
-    def product(self, images: Tensor) -> dict:
-        """Constants of the kernels that multiply matrices."""
+    def product(self, pixels: Tensor) -> dict:
+        """Constants of the kernels that multiply matrices, in the dtype of `pixels` (P, S, C)."""
         row = triton.next_power_of_2(self.kernel)
         return {
             **self.constants,
-            "PRECISION": precision(images, convolution=True),
+            "PRECISION": precision(pixels, convolution=True),
             "ROW": row,
             "BLOCK_TOKENS": self.tiling.rows,
             "BLOCK_TAPS": max(row, self.tiling.columns),
@@ -261,6 +278,8 @@ def pixel_embed(
     weight: Tensor,
     bias: Optional[Tensor],
     pixel_pos: Optional[Tensor],
+    mean: Optional[Tensor],
+    std: Optional[Tensor],
     patch_h: int,
     patch_w: int,
     stride: int,
@@ -268,28 +287,37 @@ def pixel_embed(
 ) -> Tensor:
     """(P, S, C) pixel embeddings."""
     geometry = _Geometry(images, weight, patch_h, patch_w, stride, unfold_first)
-    out = images.new_empty((geometry.num_patches, geometry.tokens, geometry.dim))
+    dtype = images.dtype if mean is None else weight.dtype
+    out = images.new_empty((geometry.num_patches, geometry.tokens, geometry.dim), dtype=dtype)
     if out.numel() > 0:
-        weight, bias, pixel_pos = (
-            None if tensor is None else tensor.contiguous() for tensor in (weight, bias, pixel_pos)
+        weight, bias, pixel_pos, mean, std = (
+            None if tensor is None else tensor.contiguous()
+            for tensor in (weight, bias, pixel_pos, mean, std)
         )
         launch(
             pixel_embed_fwd_kernel,
             (triton.cdiv(geometry.num_tokens, geometry.tiling.rows),),
             geometry.tiling,
-            *(images, weight, bias, pixel_pos, out, geometry.num_tokens),
+            *(images, weight, bias, pixel_pos, mean, std, out, geometry.num_tokens),
             *(*geometry.grid, *images.stride()),
-            **geometry.product(images),
+            **geometry.product(out),
         )
     return out
 
 
-def _weight_gradient(dy: Tensor, images: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+def _weight_gradient(
+    dy: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    mean: Optional[Tensor],
+    std: Optional[Tensor],
+    geometry: _Geometry,
+) -> Tensor:
     """[weight | bias C | pixel_pos C * S], float32."""
     positions = dy.sum(0, dtype=torch.float32)  # (S, C)
     dweight = torch.zeros(weight.numel(), dtype=torch.float32, device=dy.device)
     if dy.numel() > 0:
-        constants = geometry.product(images)
+        constants = geometry.product(dy)
         num_rows = constants["IN_CHANS"] * geometry.kernel
         blocks = triton.cdiv(num_rows, constants["BLOCK_TAPS"] // constants["ROW"])
         programs = min(
@@ -301,7 +329,8 @@ def _weight_gradient(dy: Tensor, images: Tensor, weight: Tensor, geometry: _Geom
             pixel_embed_bwd_dw_kernel,
             (programs, blocks),
             geometry.tiling,
-            *(dy, images, partial, geometry.num_tokens, *geometry.grid, *images.stride()),
+            *(dy, images, mean, std, partial, geometry.num_tokens),
+            *(*geometry.grid, *images.stride()),
             **constants,
         )
         sum_partials(partial, dweight)
@@ -312,6 +341,8 @@ def pixel_embed_backward(
     dy: Tensor,
     images: Tensor,
     weight: Tensor,
+    mean: Optional[Tensor],
+    std: Optional[Tensor],
     patch_h: int,
     patch_w: int,
     stride: int,
@@ -322,6 +353,7 @@ def pixel_embed_backward(
     """(dimages, dw) of pixel_embed."""
     geometry = _Geometry(images, weight, patch_h, patch_w, stride, unfold_first)
     dy, weight = dy.contiguous(), weight.contiguous()
+    mean, std = (None if tensor is None else tensor.contiguous() for tensor in (mean, std))
     dimages, dw = images.new_empty(0), images.new_empty(0, dtype=torch.float32)
     if need_dimages:
         dimages = images.new_empty(images.shape)
@@ -336,5 +368,5 @@ def pixel_embed_backward(
                 BLOCK_PIXELS=tiling.rows,
             )
     if need_dw:
-        dw = _weight_gradient(dy, images, weight, geometry)
+        dw = _weight_gradient(dy, images, weight, mean, std, geometry)
     return dimages, dw
