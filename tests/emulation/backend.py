@@ -100,26 +100,22 @@ def _flat(grads: Mapping[str, Tensor], spec: Any, args: Mapping[str, Any]) -> Te
 _active: list = []  # the backend that the operators of LIBRARY run on
 
 
-def _implementation(name: str, names: tuple, needs: tuple) -> Callable:
-    """The operator `name` on the active backend; what is not needed becomes an empty tensor."""
+def _implementation(op: str, names: tuple, flags: tuple = ()) -> Callable:
+    """The operator `op` on the active backend; a result whose flag is off becomes empty."""
 
     def run(*values: Any) -> Any:
         # as csrc/cuda/call.h does with activations; weights are taken at any stride
-        contiguous = (
-            x.contiguous() if n in ACTIVATIONS and x is not None else x
-            for n, x in zip(names, values, strict=True)
-        )
-        args = dict(zip(names, contiguous))
+        args = {
+            name: x.contiguous() if name in ACTIVATIONS and x is not None else x
+            for name, x in zip(names, values, strict=True)
+        }
         backend = _active[-1]
-        backend.calls[name] += 1
-        found = backend.changed.get(name, lambda results: results)(getattr(backend, name)(args))
-        if not needs:
-            return found if len(found) > 1 else found[0]
-        like = (args["dy"], torch.float32)
-        return tuple(
-            x if args[need] else like[0].new_empty(0, dtype=dtype)
-            for x, need, dtype in zip(found, needs, (like[0].dtype, like[1]), strict=True)
-        )
+        backend.calls[op] += 1
+        found = backend.changed.get(op, lambda results: results)(getattr(backend, op)(args))
+        if flags:
+            wanted = zip(found, flags, strict=True)
+            found = tuple(x if args[flag] else args["dy"].new_empty(0) for x, flag in wanted)
+        return found if len(found) > 1 else found[0]
 
     return run
 
@@ -127,7 +123,7 @@ def _implementation(name: str, names: tuple, needs: tuple) -> Callable:
 def _implement(op: str) -> None:
     spec = SPECS[op]
     forward = spec.argument_names + ((spec.flag,) if spec.flag else ())
-    LIBRARY.impl(op, _implementation(op, forward, ()), "CPU")
+    LIBRARY.impl(op, _implementation(op, forward), "CPU")
     schema = spec.backward_schema
     names = tuple(part.split()[-1] for part in schema[1 : schema.index(")")].split(","))
     backward = _implementation(f"{op}_backward", names, names[-2:])
