@@ -17,8 +17,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
-NEED_A_GPU = ("selftest", "kernels", "latency", "models", "tests", "sanitizer")
-NEED_A_GPU += ("models_b", "triton")
+NEED_A_GPU = ("selftest", "kernels", "latency", "models", "tests", "training")
+NEED_A_GPU += ("sanitizer", "models_b", "triton")
 
 REPORTS = "import json, sys; json.dump({'us': 1.5}, open(sys.argv[1], 'w')); print('measured')"
 FAILS = "print('reason'); raise SystemExit(3)"
