@@ -100,6 +100,11 @@ STAGES = {
         tests("tests/ops", "tests/models", "-k", "not triton"),
         150,
     ),
+    "training": Stage(
+        "steps as users run them: graphs, compiled, fp16, DDP, FSDP2",
+        lambda report: python("bench/gpu_training.py", str(report)),
+        100,
+    ),
     "sanitizer": Stage(
         "memory, races, uninitialised reads", measured("sanitizer"), 90, tool="compute-sanitizer"
     ),

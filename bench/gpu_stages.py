@@ -107,6 +107,27 @@ def _gradient_call(run: Callable, spec: Any, sets: list) -> Callable[[int], Any]
     return work
 
 
+def _floors(spec: Any, args: Mapping[str, Any], out: torch.Tensor, most: dict) -> dict:
+    """Least times of a call and of a call with its backward, from bytes and from FLOPs.
+
+    Backward reads what it differentiates and the gradient of `out`, writes the gradients of the
+    activation and the weights, and makes two products of each; what it recomputes is not counted.
+    """
+    tensors = {name: x for name, x in args.items() if isinstance(x, torch.Tensor)}
+    written = [x for name, x in tensors.items() if name in (spec.activation, *spec.weights)]
+    read = [out, *(x for name, x in tensors.items() if name != spec.passthrough)]
+    forward, flops = spec.bytes_moved(args), 2 * spec.macs(args)
+    both = forward + sum(
+        x.numel() * tensors[spec.activation].element_size() for x in read + written
+    )
+    return {
+        "bytes floor": forward / most["bytes"],
+        "FLOPs floor": flops / most["flops"],
+        "bytes floor with backward": both / most["bytes"],
+        "FLOPs floor with backward": 3 * flops / most["flops"],
+    }
+
+
 def _contestants(spec: Any, with_compiled: bool) -> dict:
     found: dict = {
         name: lambda args, b=backend: b.run(spec.name, args) for name, backend in BACKENDS.items()
@@ -126,9 +147,8 @@ def _time_case(
         for name, value in sets[0].items()
     }
     expected = spec.reference(*single.values())
-    macs = 2 * spec.macs(sets[0])
-    save("bytes floor", spec.bytes_moved(sets[0]) / most["bytes"])
-    save("FLOPs floor", macs / most["flops"])
+    for name, figure in _floors(spec, sets[0], expected, most).items():
+        save(name, figure)
     for name, run in _contestants(spec, with_compiled).items():
         for kind in ("forward", "with backward"):
             wants_gradient = kind != "forward"

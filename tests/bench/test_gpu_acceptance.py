@@ -17,8 +17,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
-NEED_A_GPU = ("selftest", "kernels", "latency", "models", "tests", "sanitizer")
-NEED_A_GPU += ("models_b", "triton")
+NEED_A_GPU = ("selftest", "kernels", "latency", "models", "tests", "training")
+NEED_A_GPU += ("sanitizer", "models_b", "triton")
 
 REPORTS = "import json, sys; json.dump({'us': 1.5}, open(sys.argv[1], 'w')); print('measured')"
 FAILS = "print('reason'); raise SystemExit(3)"
@@ -115,7 +115,8 @@ def test_timed_cases_run(monkeypatch: pytest.MonkeyPatch) -> None:
         saved: dict = {}
         most = {"bytes": 1.0, "flops": 1.0}
         stages._time_case(stages.SPECS[op], small, False, most, saved.__setitem__)
-        assert saved["bytes floor"] > 0 and saved["FLOPs floor"] > 0
+        assert saved["bytes floor with backward"] > 2 * saved["bytes floor"] > 0
+        assert saved["FLOPs floor with backward"] == 3 * saved["FLOPs floor"] > 0
         for backend in ("native", "reference"):
             assert saved[f"{backend} forward"] == saved[f"{backend} with backward"] == 1.0
         assert "do not run on device cpu" in saved["triton forward"] or saved["triton forward"] == 1

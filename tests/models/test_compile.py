@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models.helpers import SMALL, assert_same, images_for, output_and_gradients, timm_and_ours
 from tolerance import ERROR_RATIO, MODEL_RELATIVE_ERROR, assert_close, relative_error
 from torch.export import Dim
@@ -64,6 +65,38 @@ def test_inductor_inference_under_autocast():
 def test_inductor_training():
     _, model = timm_and_ours(**{**SMALL, "depth": 1})
     assert_same_when_compiled(torch.compile(model, fullgraph=True), model, images_for(model))
+
+
+def trained(step, model, images):
+    """Losses of two steps, and the parameters after them."""
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for seed in range(2):
+        torch.manual_seed(seed)  # of the dropped paths
+        loss = step(model, images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return {"losses": torch.stack(losses), **dict(model.named_parameters())}
+
+
+@pytest.mark.parametrize(("checkpointing", "autocast"), [(False, False), (True, True)])
+def test_training_steps_with_dropped_paths(checkpointing, autocast):
+    _, model = timm_and_ours(**SMALL, drop_path_rate=0.4)
+    model.set_grad_checkpointing(checkpointing)
+    images, labels = images_for(model), torch.tensor([3, 7])
+
+    def step(model, images):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return F.cross_entropy(model(images).float(), labels)
+
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    assert_same(trained(compiled, model, images), trained(step, model, images))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_any_batch_in_one_compilation():

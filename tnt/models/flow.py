@@ -21,6 +21,7 @@ from tnt_kernels import (
     pixel_to_patch,
 )
 from tnt_kernels.backends.native import cpu_isa
+from tnt_kernels.checks import autocast_dtype
 
 from .fusion import (
     BlockParts,
@@ -186,10 +187,8 @@ def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a linear layer works on `x`."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x.dtype
-    return x.dtype if x.dtype is torch.float64 else torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(x.device.type)
+    return x.dtype if dtype is None or x.dtype is torch.float64 else dtype
 
 
 def _add_residual(patches: Tensor, branch: Tensor) -> Tensor:
