@@ -19,7 +19,8 @@ def described_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU of capability 9.0 with the extension that is built today, and no Triton."""
 
     def problem(op: str, device: str) -> Optional[str]:
-        return None if op in KERNELS else f"extension _C_cuda has no {op} kernel"
+        known = op.removesuffix("_backward") in KERNELS
+        return None if known else f"extension _C_cuda has no {op} kernel"
 
     monkeypatch.setattr(native, "extension_problem", problem)
     monkeypatch.setattr(native, "cuda_capability", lambda: (9, 0))
@@ -31,13 +32,27 @@ def explain(op: str = "inner_block", dtype: torch.dtype = torch.bfloat16, **chan
     return explain_call(Call(op, "cuda", dtype, {**TNT_S, **changes}, differentiable))
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("op", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", native.CUDA_SIZES, ids=str)
-def test_sizes_of_the_paper_take_the_kernels(op: str, dtype: torch.dtype, size: tuple) -> None:
+def test_sizes_of_the_paper_take_the_kernels(
+    op: str, dtype: torch.dtype, size: tuple, differentiable: bool
+) -> None:
     tokens, dim = size
-    found = explain(op, dtype, S=tokens, C=dim, heads=2, H=4 * dim)
+    sizes = {"S": tokens, "C": dim, "heads": 2, "H": 4 * dim}
+    found = explain(op, dtype, **sizes, differentiable=differentiable)
     assert found.backend == "native" and not found.refusals
+
+
+def test_without_a_backward_kernel_gradients_go_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "extension _C_cuda has no inner_block_backward kernel"
+    monkeypatch.setattr(
+        native, "extension_problem", lambda op, device: reason if "backward" in op else None
+    )
+    assert explain().backend == "native"
+    found = explain(differentiable=True)
+    assert found.refusals["native"] == f"{reason}, and a gradient is wanted"
 
 
 @pytest.mark.parametrize(
@@ -48,10 +63,6 @@ def test_sizes_of_the_paper_take_the_kernels(op: str, dtype: torch.dtype, size: 
         ({"heads": 3}, "3 heads are not one of 1, 2, 4, 8"),
         ({"H": 48}, "hidden width H=48 is not 4 C"),
         ({"dtype": torch.float64}, "dtype float64 is not one of"),
-        (
-            {"differentiable": True},
-            "extension _C_cuda has no inner_block_backward kernel, and a gradient is wanted",
-        ),
         ({"op": "pixel_embed"}, "extension _C_cuda has no pixel_embed kernel"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

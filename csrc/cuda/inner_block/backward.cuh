@@ -42,8 +42,7 @@ int backward_blocks(int64_t num_rows, int multiprocessors) {
 
 template <class Config>
 int backward_workers(int64_t num_rows, int multiprocessors) {
-  return (backward_blocks<Config>(num_rows, multiprocessors) + Config::kSlices - 1) /
-         Config::kSlices;
+  return std::max(1, backward_blocks<Config>(num_rows, multiprocessors) / Config::kSlices);
 }
 
 template <class Config>
