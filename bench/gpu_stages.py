@@ -53,6 +53,7 @@ TIMED = (
     ("inner_block", _inner(40), True),
     ("pixel_embed", _embed(24), False),
     ("pixel_embed", _embed(40), False),
+    ("pixel_embed", {**_embed(24), "uint8": True}, False),
     ("pixel_to_patch", _outward(24, 384), True),
     ("pixel_to_patch", _outward(40, 640), False),
 )
@@ -91,17 +92,20 @@ def ceilings() -> dict:
     return {"bytes": 2 * size / copy_us, "flops": 2 * side**3 / time_us(lambda i: a @ a, 5)}
 
 
+def _differentiable(spec: Any, args: Mapping[str, Any]) -> list:
+    """Names of the activation and the weights, as far as they are floating tensors."""
+    names = (spec.activation, *spec.weights)
+    return [n for n in names if isinstance(args[n], torch.Tensor) and args[n].is_floating_point()]
+
+
 def _gradient_call(run: Callable, spec: Any, sets: list) -> Callable[[int], Any]:
     """Forward and backward with respect to the activation and every weight."""
-    names = (spec.activation, *spec.weights)
     for args in sets:
-        for name in names:
-            if isinstance(args[name], torch.Tensor):
-                args[name] = args[name].detach().requires_grad_()
+        args.update({n: args[n].detach().requires_grad_() for n in _differentiable(spec, args)})
     dy = torch.randn_like(run(sets[0]))
 
     def work(i: int) -> Any:
-        wanted = [sets[i][n] for n in names if isinstance(sets[i][n], torch.Tensor)]
+        wanted = [sets[i][n] for n in _differentiable(spec, sets[i])]
         return torch.autograd.grad(run(sets[i]), wanted, dy)
 
     return work
@@ -114,12 +118,11 @@ def _floors(spec: Any, args: Mapping[str, Any], out: torch.Tensor, most: dict) -
     activation and the weights, and makes two products of each; what it recomputes is not counted.
     """
     tensors = {name: x for name, x in args.items() if isinstance(x, torch.Tensor)}
-    written = [x for name, x in tensors.items() if name in (spec.activation, *spec.weights)]
-    read = [out, *(x for name, x in tensors.items() if name != spec.passthrough)]
+    written = [tensors[name] for name in _differentiable(spec, args)]
+    read = [x for name, x in tensors.items() if name != spec.passthrough]
     forward, flops = spec.bytes_moved(args), 2 * spec.macs(args)
-    both = forward + sum(
-        x.numel() * tensors[spec.activation].element_size() for x in read + written
-    )
+    gradient = out.numel() * tensors[spec.typed_by(args)].element_size()
+    both = forward + gradient + sum(x.numel() * x.element_size() for x in read + written)
     return {
         "bytes floor": forward / most["bytes"],
         "FLOPs floor": flops / most["flops"],
@@ -142,10 +145,10 @@ def _time_case(
     spec: Any, case: Mapping[str, Any], with_compiled: bool, most: dict, save: Callable
 ) -> None:
     sets = [spec.make_args(case, torch.bfloat16, DEVICE, seed) for seed in range(INPUT_SETS)]
-    single = {
-        name: value.float() if isinstance(value, torch.Tensor) else value
-        for name, value in sets[0].items()
-    }
+    single = dict(sets[0])
+    for name, value in single.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            single[name] = value.float()
     expected = spec.reference(*single.values())
     for name, figure in _floors(spec, sets[0], expected, most).items():
         save(name, figure)
@@ -270,7 +273,8 @@ def small_set(report: Path) -> None:
             if native.refusal(call) is None:
                 native.run(spec.name, args)
             if native.refusal(call._replace(differentiable=True)) is None:
-                args[spec.activation].requires_grad_()
+                for name in _differentiable(spec, args):
+                    args[name].requires_grad_()
                 native.run(spec.name, args).sum().backward()
     if DEVICE == "cuda":
         torch.cuda.synchronize()

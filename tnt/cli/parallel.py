@@ -74,7 +74,8 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
     ids = None if world.device.type == "cpu" else [world.device]
-    return DistributedDataParallel(model, device_ids=ids)
+    # the only buffers, statistics of uint8 images, are the same everywhere
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
 def gradients_wait(model: nn.Module, waiting: bool) -> None:
