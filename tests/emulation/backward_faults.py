@@ -27,8 +27,8 @@ BACKWARD_FAULTS = (
     Fault("keys of the neighbouring sequence", PLAIN,
           "const int row = i % kRows, sequence = row / kTokens * kTokens;",
           "const int row = i % kRows, sequence = (row / kTokens ^ 1) * kTokens;"),
-    Fault("stage begun before the last has ended", PLAIN,
-          "use(i);\n    block_sync();", "use(i);"),
+    Fault("stage begun before the last has ended", "tile/block.cuh", "use(i);\n  block_sync();",
+          "use(i);"),
     Fault("rows past the end stored", ROWS, "return 8 * half + lane_id() / 4 < count;",
           "return true;"),
     Fault("last worker's sums left out", "tile/sum_partials.cuh", "p < params.count; p",
@@ -52,7 +52,11 @@ BACKWARD_FAULTS = (
 # Where a fault shows: sums in a warp; in a block; several sequences in a tile.
 SIZES = ((16, 24, 4), (16, 40, 4), (4, 96, 8))
 _IN_A_BLOCK = (STAGED, BANDS)
-_SEVERAL = ("first slice of the sums for all", "rows past the end stored")
+_SEVERAL = (
+    "first slice of the sums for all",
+    "rows past the end stored",
+    "stage begun before the last has ended",
+)
 
 
 def size_of(fault: Fault) -> tuple:

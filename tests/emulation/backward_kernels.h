@@ -10,13 +10,6 @@
 
 namespace emulation {
 
-// A weight: its memory, two strides and its type.
-struct Weight {
-  Span span;
-  int64_t stride[2] = {0, 0};
-  int type = 0;
-};
-
 struct BackwardCall {
   int tokens, dim, heads;
   int64_t num_patches;

@@ -9,7 +9,8 @@ from typing import Any, Optional
 
 import torch
 from emulation.build import FLAGS, EmulatorBuild
-from emulation.calls import SIZES, WEIGHT_TYPES
+from emulation.calls import SIZES
+from emulation.memory import from_bytes, span, weight
 from torch import Tensor
 
 from tnt_kernels.reference.inner_block import ATTENTION_WEIGHTS, MLP_WEIGHTS
@@ -55,18 +56,6 @@ class BackwardBuild(EmulatorBuild):
         return self.link(name, objects)
 
 
-def _span(x: Optional[Tensor]) -> Optional[tuple]:
-    return None if x is None else (x.data_ptr(), x.numel() * x.element_size())
-
-
-def _weight(w: Optional[Tensor]) -> Optional[tuple]:
-    if w is None:
-        return None
-    last = sum((size - 1) * stride for size, stride in zip(w.shape, w.stride()))
-    strides = (*w.stride(), 0)[:2]
-    return (w.data_ptr(), (last + 1) * w.element_size(), *strides, WEIGHT_TYPES[w.dtype])
-
-
 def half_backward(
     kernels: ModuleType,
     half: str,
@@ -90,20 +79,17 @@ def half_backward(
         "need_dx": need[0],
         "need_dw": need[1],
         "eps": args["eps"],
-        "weights": [_weight(args[name]) if name in names else None for name in WEIGHTS],
-        "x": _span(x),
-        "dy": _span(dy),
-        "drop_path": _span(args["drop_path_mlp" if is_mlp else "drop_path_attn"]),
-        "blocks": 2,
-        "reversed_order": False,
-        "guard_end": True,
-        **setting,
+        "weights": [weight(args[name]) if name in names else None for name in WEIGHTS],
+        "x": span(x),
+        "dy": span(dy),
+        "drop_path": span(args["drop_path_mlp" if is_mlp else "drop_path_attn"]),
+        "setting": setting,
     }
     dx, dw = kernels.backward(str(x.dtype).removeprefix("torch."), call)
     executed.add((half, x.dtype, *sizes[1:]))
     return (
-        torch.frombuffer(bytearray(dx), dtype=x.dtype).view(x.shape) if need[0] else None,
-        torch.frombuffer(bytearray(dw), dtype=torch.float32) if need[1] else None,
+        from_bytes(dx, x.dtype, x.shape) if need[0] else None,
+        from_bytes(dw, torch.float32, (-1,)) if need[1] else None,
     )
 
 

@@ -18,6 +18,13 @@ struct Span {
   size_t bytes = 0;
 };
 
+// A weight: its memory, two strides and its type.
+struct Weight {
+  Span span;
+  int64_t stride[2] = {0, 0};
+  int type = 0;
+};
+
 // How a launch is run and where its buffers touch a page that faults.
 struct Setting {
   int blocks = 2, warps = 2;
@@ -53,6 +60,12 @@ class Buffers {
   bool guard_end_;
   std::deque<GuardedBuffer> buffers_;
 };
+
+inline tnt_kernels::cuda::WeightView view(Buffers& buffers, const Weight& weight) {
+  return {buffers.input(weight.span),
+          {weight.stride[0], weight.stride[1]},
+          static_cast<tnt_kernels::cuda::DType>(weight.type)};
+}
 
 // Names of the bodies that ran.
 inline std::set<std::string>& executed() {

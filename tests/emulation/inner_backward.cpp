@@ -6,6 +6,7 @@
 #include "cuda/inner_block/backward_finish.cuh"
 #include "cuda/inner_block/backward_instances.cuh"
 #include "cuda/tile/sum_partials.cuh"
+#include "inner_weights.h"
 
 namespace emulation::TNT_NAMESPACE {
 namespace {
@@ -22,28 +23,8 @@ template <class Config>
 Gradients run_half(const BackwardCall& call) {
   const Setting& setting = call.setting;
   Buffers buffers(setting);
-  const auto weight = [&](int i) {
-    const Weight& w = call.weights[i];
-    return WeightView{
-        buffers.input(w.span), {w.stride[0], w.stride[1]}, static_cast<DType>(w.type)};
-  };
-  PackParams weights = {weight(0),
-                        weight(1),
-                        weight(2),
-                        weight(3),
-                        weight(4),
-                        weight(5),
-                        weight(6),
-                        weight(7),
-                        weight(8),
-                        weight(9),
-                        weight(10),
-                        weight(11),
-                        weight(12),
-                        weight(13),
-                        !call.is_mlp,
-                        call.is_mlp,
-                        static_cast<uint32_t*>(buffers.output(Config::kPackedWords * 4))};
+  const PackParams weights =
+      pack_params(buffers, call.weights, !call.is_mlp, call.is_mlp, Config::kPackedWords);
   const auto launch = [&](int blocks, int warps, size_t shared_bytes, const auto& body) {
     run({blocks, warps, shared_bytes, setting.reversed}, body);
   };
@@ -82,12 +63,6 @@ Gradients run_half(const BackwardCall& call) {
   launch(setting.blocks, kSumWarps, 128 * kSumWarps, [&] { sum_partials_body(sums); });
   launch(setting.blocks, 2, 2 * call.dim * 4, [&] { inner_bwd_finish_body(finish); });
   return {dx_bytes, bytes_at(finish.dw, num_dw * 4)};
-}
-
-template <class... Found>
-std::vector<std::string> names_of(ConfigList<Found...>) {
-  return {("S" + std::to_string(Found::kTokens) + "-C" + std::to_string(Found::kDim) + "-heads" +
-           std::to_string(Found::kHeads))...};
 }
 
 }  // namespace

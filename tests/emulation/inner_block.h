@@ -5,17 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "emulator.h"
+#include "buffers.h"
 
 namespace emulation {
-
-// A weight's memory from its first to its last element, and how to read it; empty if absent.
-struct Weight {
-  const void* data = nullptr;
-  size_t bytes = 0;
-  int64_t stride[2] = {0, 0};
-  int type = 0;
-};
 
 struct InnerCall {
   int tokens, dim, heads;
@@ -23,16 +15,13 @@ struct InnerCall {
   bool has_attention, has_mlp;
   float eps;
   std::vector<Weight> weights;  // 14, in the order of the schema
-  std::vector<char> x;
-  std::vector<float> drop_path_attn, drop_path_mlp;  // empty: none
+  Span x, drop_path_attn, drop_path_mlp;
   bool save_mid;
-  int blocks;
-  bool reversed;   // order of warps and lanes
-  bool guard_end;  // where buffers touch a page that faults
+  Setting setting;
 };
 
 struct InnerResult {
-  std::vector<char> out, mid;
+  std::string out, mid;
   bool left_range;  // of fp16, so that wide_range.cuh ran
 };
 

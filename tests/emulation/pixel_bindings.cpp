@@ -1,41 +1,11 @@
 // The emulated pixel ops as a Python module.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include "pixel_kernels.h"
+#include "python_arguments.h"
 
 namespace py = pybind11;
 using namespace emulation;
 
 namespace {
-
-// (address, bytes) or None
-Span to_span(const py::object& given) {
-  if (given.is_none()) return {};
-  const auto fields = given.cast<std::pair<uintptr_t, size_t>>();
-  return {reinterpret_cast<const void*>(fields.first), fields.second};
-}
-
-// (address, bytes, strides, type) or None
-Weight to_weight(const py::object& given) {
-  if (given.is_none()) return {};
-  const auto fields = given.cast<py::tuple>();
-  return {{reinterpret_cast<const void*>(fields[0].cast<uintptr_t>()), fields[1].cast<size_t>()},
-          {fields[2].cast<int64_t>(), fields[3].cast<int64_t>()},
-          fields[4].cast<int>()};
-}
-
-Setting to_setting(const py::dict& given) {
-  Setting setting;
-  for (const auto& [key, value] : given) {
-    const std::string name = key.cast<std::string>();
-    if (name == "blocks") setting.blocks = value.cast<int>();
-    if (name == "warps") setting.warps = value.cast<int>();
-    if (name == "reversed") setting.reversed = value.cast<bool>();
-    if (name == "guard_end") setting.guard_end = value.cast<bool>();
-  }
-  return setting;
-}
 
 PixelEmbedKernels embed_kernels(const std::string& dtype) {
   return dtype == "bfloat16"  ? bf16::pixel_embed_kernels()

@@ -11,19 +11,6 @@
 
 namespace emulation {
 
-// A weight: its memory, two strides and its type.
-struct Weight {
-  Span span;
-  int64_t stride[2] = {0, 0};
-  int type = 0;
-};
-
-inline tnt_kernels::cuda::WeightView view(Buffers& buffers, const Weight& weight) {
-  return {buffers.input(weight.span),
-          {weight.stride[0], weight.stride[1]},
-          static_cast<tnt_kernels::cuda::DType>(weight.type)};
-}
-
 struct PixelEmbedCall {
   tnt_kernels::cuda::PixelEmbedPlan plan;
   Span images, dy;

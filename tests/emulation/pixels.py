@@ -11,13 +11,13 @@ from typing import Any, Optional
 
 import torch
 from emulation.build import FLAGS, ROOT, EmulatorBuild
+from emulation.memory import WEIGHT_TYPES, from_bytes, span, weight
 from torch import Tensor
 
 from tnt_kernels.reference import PIXEL_EMBED, PIXEL_TO_PATCH
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NAMESPACES = {"BFloat16": "bf16", "Float16": "fp16", "Float32": "fp32"}
-WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 TF32 = "tf32"  # in place of a dtype: float32 tensors whose products are in TF32
 SOURCES = ("pixel_embed.cpp", "pixel_to_patch.cpp")
 BODIES = {
@@ -88,30 +88,9 @@ def kernels_in(folder: str) -> set:
     return {name for source in sources for name in re.findall(pattern, source.read_text())}
 
 
-def span(x: Optional[Tensor]) -> Optional[tuple]:
-    """Address and bytes of a contiguous tensor."""
-    return None if x is None else (x.data_ptr(), x.numel() * x.element_size())
-
-
-def weight(w: Optional[Tensor]) -> Optional[tuple]:
-    """A weight of one or two axes as the kernels take it."""
-    if w is None:
-        return None
-    last = sum((size - 1) * stride for size, stride in zip(w.shape, w.stride()))
-    strides = (*w.stride(), 0)[:2]
-    return (w.data_ptr(), (last + 1) * w.element_size(), *strides, WEIGHT_TYPES[w.dtype])
-
-
 def dtype_id(dtype: Any) -> str:
     """`float32` for torch.float32; `tf32`."""
     return str(dtype).removeprefix("torch.")
-
-
-def from_bytes(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """A tensor of a kernel's output."""
-    if not data:
-        return torch.empty(tuple(shape), dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=dtype).view(tuple(shape))
 
 
 def compute_dtype(args: Mapping[str, Any]) -> torch.dtype:

@@ -41,7 +41,7 @@ def check(kernels: ModuleType, sizes: Sequence[tuple]) -> None:
         for name in pools[0]:
             assert_error_rule(*(pool[name][0] for pool in pools), name)
         expected, dw = emulated(kernels, args, dy, args["x"])
-        assert torch.equal(emulated(kernels, args, dy, args["x"], reversed_order=True)[1], dw)
+        assert torch.equal(emulated(kernels, args, dy, args["x"], reversed=True)[1], dw)
         dy[10, 0, 0] = float("nan")
         others = torch.arange(21) != 10
         found, _ = emulated(kernels, args, dy, args["x"])

@@ -34,7 +34,7 @@ def check(kernels: ModuleType) -> None:
         args = make_args(body, 5, bias=True, drop_path=0.4)
         assert_forward(kernels, args)
         expected, _ = emulate(kernels, args, blocks=1)
-        assert torch.equal(emulate(kernels, args, blocks=3, reversed_order=True)[0], expected)
+        assert torch.equal(emulate(kernels, args, blocks=3, reversed=True)[0], expected)
         wide = {**args, "fc2_weight": args["fc2_weight"] * 1e7}
         assert_forward(kernels, wide)
         args["x"][2, 0, 0] = float("nan")

@@ -144,7 +144,7 @@ def test_order_does_not_change_a_bit(backward_kernels: ModuleType, body: tuple) 
     one_block = emulated(backward_kernels, args, dy, mid, blocks=1)
     for blocks in (1, 3):
         expected = emulated(backward_kernels, args, dy, mid, blocks=blocks)
-        found = emulated(backward_kernels, args, dy, mid, blocks=blocks, reversed_order=True)
+        found = emulated(backward_kernels, args, dy, mid, blocks=blocks, reversed=True)
         assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
         assert torch.equal(found[0], one_block[0])
 

@@ -116,8 +116,8 @@ def test_grid_and_order_do_not_change_a_bit(kernels: ModuleType, body: tuple) ->
     args = make_args(body, 37, bias=True, drop_path=0.4)
     expected = emulate(kernels, args, blocks=1)
     for blocks in (2, 3, 7):
-        for reversed_order in (False, True):
-            found = emulate(kernels, args, blocks=blocks, reversed_order=reversed_order)
+        for flag in (False, True):
+            found = emulate(kernels, args, blocks=blocks, reversed=flag)
             assert all(map(torch.equal, found, expected))
 
 
@@ -228,7 +228,7 @@ def test_beyond_fp16_grid_order_and_tails_change_nothing(kernels: ModuleType) ->
     args["fc1_weight"] = args["fc1_weight"] * 1e5
     expected, expected_mid = emulate(kernels, args, blocks=1)
     for blocks, order in ((2, False), (7, True)):
-        out, mid = emulate(kernels, args, blocks=blocks, reversed_order=order)
+        out, mid = emulate(kernels, args, blocks=blocks, reversed=order)
         assert torch.equal(out, expected) and torch.equal(mid, expected_mid)
     args["x"][4, 1, 3] = float("nan")
     out, _ = emulate(kernels, args)

@@ -9,6 +9,7 @@
 
 #include "cuda/inner_block/backward_pack.cuh"
 #include "cuda/inner_block/backward_rows.cuh"
+#include "cuda/tile/block.cuh"
 
 namespace tnt_kernels::cuda {
 
@@ -91,14 +92,6 @@ class PlainAttention {
   }
 
  private:
-  // use(i) by one thread for each i, and a barrier.
-  template <class Use>
-  static TNT_DEVICE void for_each(int count, const Use& use) {
-#pragma unroll 1
-    for (int i = thread_id(); i < count; i += block_threads()) use(i);
-    block_sync();
-  }
-
   // use(row) by one warp for each row of the tensors that exists, and a barrier.
   template <class Use>
   TNT_DEVICE void for_each_row(const Use& use) const {
@@ -119,7 +112,7 @@ class PlainAttention {
 
   // The normalised input and the branch's gradient; 0 in rows that do not exist.
   TNT_DEVICE void load() {
-    for_each(2 * kArray, [&](int i) { normed_[i] = 0; });
+    block_for_each(2 * kArray, [&](int i) { normed_[i] = 0; });
     for_each_row([&](int row) {
       float sum = 0, squares = 0;
       for (int c = lane_id(); c < kDim; c += 32) sum += element(params_.x, offset(row) + c);
@@ -142,7 +135,7 @@ class PlainAttention {
 
   TNT_DEVICE void project() {
     const float scale = 1.44269504f * rsqrt_approx(static_cast<float>(head_dim_));
-    for_each(4 * kMatrixItems, [&](int i) {
+    block_for_each(4 * kMatrixItems, [&](int i) {
       const int matrix = i / kMatrixItems, feature = i % kDim, row = i % kMatrixItems / kDim * 4;
       const float* inputs = (matrix == 3 ? dz_ : normed_) + row;
       const float* w = weights_ + matrix * kMatrix + feature;
@@ -164,7 +157,7 @@ class PlainAttention {
 
   // Probabilities and dS of a head's query, over the keys of its sequence.
   TNT_DEVICE void attend() {
-    for_each(params_.num_heads * kRows, [&](int i) {
+    block_for_each(params_.num_heads * kRows, [&](int i) {
       const int row = i % kRows, sequence = row / kTokens * kTokens;
       const int head = i / kRows * head_dim_ * kRows;
       float *p = p_ + i * kTokens, *ds = ds_ + i * kTokens;
@@ -196,7 +189,7 @@ class PlainAttention {
   }
 
   TNT_DEVICE void mix() {
-    for_each(4 * kArray, [&](int i) {
+    block_for_each(4 * kArray, [&](int i) {
       const int kind = i / kArray, row = i % kRows, at = i % kArray;
       const int sequence = row / kTokens * kTokens;
       const int head_rows = at / kRows / head_dim_ * kRows;
@@ -247,7 +240,7 @@ class PlainAttention {
   TNT_DEVICE void store_dx() {
     float* dnormed = features_;  // of no further use
     const float scales[3] = {query_grad_scale(head_dim_), kKeyGradScale, 1.0f};
-    for_each(kMatrixItems, [&](int i) {
+    block_for_each(kMatrixItems, [&](int i) {
       const int channel = i % kDim, row = i / kDim * 4;
       float sum[4] = {};
       for (int matrix = 0; matrix < 3; ++matrix) {

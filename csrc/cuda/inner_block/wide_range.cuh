@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/inner_block/config.cuh"
+#include "cuda/tile/block.cuh"
 #include "cuda/tile/weights.cuh"
 
 namespace tnt_kernels::cuda {
@@ -20,12 +21,12 @@ class WideRangePatch {
 
   TNT_DEVICE void load(int64_t patch) {
     const uint16_t* x = static_cast<const uint16_t*>(params_.x) + patch * kSize;
-    for_each(kSize, [&](int i) { x_[i] = unpack_bf16(load_half_word(x + i)).lo; });
+    block_for_each(kSize, [&](int i) { x_[i] = unpack_bf16(load_half_word(x + i)).lo; });
   }
 
   TNT_DEVICE void store(void* y, int64_t patch) const {
     uint16_t* to = static_cast<uint16_t*>(y) + patch * kSize;
-    for_each(kSize, [&](int i) { store_half_word(to + i, pack_bf16(x_[i], x_[i])); });
+    block_for_each(kSize, [&](int i) { store_half_word(to + i, pack_bf16(x_[i], x_[i])); });
   }
 
   // x += factor * proj(MSA(LN(x)))
@@ -33,17 +34,17 @@ class WideRangePatch {
     const PackParams& w = params_.unpacked;
     layer_norm(w.norm1_weight, w.norm1_bias);
     float *q = b_, *k = q + kSize, *v = k + kSize;
-    for_each(3 * kSize, [&](int i) {
+    block_for_each(3 * kSize, [&](int i) {
       const int token = i / kDim % kTokens, feature = i % kDim, which = i / kSize;
       const float* row = a_ + token * kDim;
       b_[i] = which == 2 ? linear(w.v_weight, w.v_bias, feature, row, kDim)
                          : linear(w.qk_weight, w.qk_bias, which * kDim + feature, row, kDim);
     });
-    for_each(kSize, [&](int i) {
+    block_for_each(kSize, [&](int i) {
       const int first = i % kDim / kHeadDim * kHeadDim;  // of the feature's head
       a_[i] = attend(q + i / kDim * kDim + first, k + first, v + i % kDim);
     });
-    for_each(kSize, [&](int i) {
+    block_for_each(kSize, [&](int i) {
       const float* row = a_ + i / kDim * kDim;
       x_[i] = fma_f32(factor, linear(w.proj_weight, w.proj_bias, i % kDim, row, kDim), x_[i]);
     });
@@ -53,28 +54,20 @@ class WideRangePatch {
   TNT_DEVICE void mlp_half(float factor) {
     const PackParams& w = params_.unpacked;
     layer_norm(w.norm2_weight, w.norm2_bias);
-    for_each(kTokens * kHidden, [&](int i) {
+    block_for_each(kTokens * kHidden, [&](int i) {
       const float* row = a_ + i / kHidden * kDim;
       const float hidden = linear(w.fc1_weight, w.fc1_bias, i % kHidden, row, kDim);
       b_[i] = 0.5f * hidden * (1.0f + erf_f32(hidden * 0.70710678f));
     });
-    for_each(kSize, [&](int i) {
+    block_for_each(kSize, [&](int i) {
       const float* row = b_ + i / kDim * kHidden;
       x_[i] = fma_f32(factor, linear(w.fc2_weight, w.fc2_bias, i % kDim, row, kHidden), x_[i]);
     });
   }
 
  private:
-  // use(i) by one thread for each i, and a barrier.
-  template <class Use>
-  static TNT_DEVICE void for_each(int count, const Use& use) {
-#pragma unroll 1
-    for (int i = thread_id(); i < count; i += block_threads()) use(i);
-    block_sync();
-  }
-
   TNT_DEVICE void layer_norm(const WeightView& weight, const WeightView& bias) {
-    for_each(kTokens, [&](int token) {
+    block_for_each(kTokens, [&](int token) {
       const float* x = x_ + token * kDim;
       float sum = 0, squares = 0;
 #pragma unroll 1
