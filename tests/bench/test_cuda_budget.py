@@ -109,14 +109,16 @@ def test_only_what_got_worse_is_a_problem(budget: ModuleType, baseline: dict) ->
 
 
 def test_loops_count_as_often_as_they_run(budget: ModuleType) -> None:
-    lines = ["MOV R0, R1", "@P0 FADD R1, R1, R2", "MUFU.EX2 R1, R1", "@P1 BRA 0x10", "STG R1"]
+    lines = ["HMMA R0, R1, R2, R0", "@P0 FADD R1, R1, R2", "MUFU.EX2 R1, R1", "@P1 BRA 0x10", "STG R1"]
     lines += ["@!UP0 BRA.U 0x0", "EXIT"]
     code = [
         (16 * i, line.split(maxsplit=1)[-1] if line[0] == "@" else line)
         for i, line in enumerate(lines)
     ]
     counts = budget.main_loop(code, (3,), "kernel")
-    assert counts == {"MOV": 1, "FADD": 3, "MUFU": 3, "BRA": 4, "STG": 1}
+    assert counts == {"HMMA": 1, "FADD": 3, "MUFU": 3, "BRA": 4, "STG": 1}
+    behind = [*code, (112, "BRA 0x0")]  # code moved out of the loop, jumping back into it
+    assert budget.main_loop(behind, (3,), "kernel") == counts
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

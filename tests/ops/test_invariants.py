@@ -197,6 +197,9 @@ for spec in SPECS.values():
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set_obeys_the_error_rule(capability: str) -> None:
     """ATEN_CPU_CAPABILITY limits the kernels as it limits PyTorch's own."""
+    levels = {"DEFAULT": 0, "AVX2": 1, "AVX512": 2}
+    if levels[capability.upper()] > levels.get(torch.backends.cpu.get_cpu_capability(), 0):
+        pytest.skip("PyTorch itself would run instructions that this CPU lacks")
     done = run_python(ISA_PARITY, ATEN_CPU_CAPABILITY=capability)
     assert done.returncode == 0, done.stderr[-2000:]
 
