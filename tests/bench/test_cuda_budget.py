@@ -109,8 +109,8 @@ def test_only_what_got_worse_is_a_problem(budget: ModuleType, baseline: dict) ->
 
 
 def test_loops_count_as_often_as_they_run(budget: ModuleType) -> None:
-    lines = ["HMMA R0, R1, R2, R0", "@P0 FADD R1, R1, R2", "MUFU.EX2 R1, R1", "@P1 BRA 0x10", "STG R1"]
-    lines += ["@!UP0 BRA.U 0x0", "EXIT"]
+    lines = ["HMMA R0, R1, R2, R0", "@P0 FADD R1, R1, R2", "MUFU.EX2 R1, R1", "@P1 BRA 0x10"]
+    lines += ["STG R1", "@!UP0 BRA.U 0x0", "EXIT"]
     code = [
         (16 * i, line.split(maxsplit=1)[-1] if line[0] == "@" else line)
         for i, line in enumerate(lines)
