@@ -21,6 +21,9 @@ of gelu(x) per |x|, and absolute for negative x; of its derivative absolute."""
 REORDERED_FLOAT32_SUM = 1e-5
 """Weight gradients, sums over all tokens of a batch, cut into other parts."""
 
+INTERPRETED_ROWS = 1e-6
+"""Rows of products that Triton's interpreter leaves to NumPy: BLAS may round one by its place."""
+
 SAME_RUN = 1e-6
 """Losses of a run that was stopped and went on, which repeats the same arithmetic."""
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from child import run_python
 from ops.helpers import ACCELERATED, INTERPRETED, as_leaves, output_and_gradients, run_backend
-from tolerance import REORDERED_FLOAT32_SUM, assert_close
+from tolerance import INTERPRETED_ROWS, REORDERED_FLOAT32_SUM, assert_close
 
 from tnt_kernels.reference import SPECS
 from tnt_kernels.spec import OpSpec
@@ -43,7 +43,11 @@ def test_patches_do_not_see_each_other(
     full = run_backend(backend, spec, args)
     order = torch.randperm(45)[:19].to(device)
     some = {**args, "x": args["x"][order], **{n: args[n][order] for n in _drop_path_names(args)}}
-    assert torch.equal(run_backend(backend, spec, some), full[order])
+    found = run_backend(backend, spec, some)
+    if backend == "triton" and INTERPRETED:
+        assert_close(found, full[order], INTERPRETED_ROWS, "a subset of patches")
+    else:
+        assert torch.equal(found, full[order])
 
 
 @SIZES
