@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from harness import memory
+from harness import calls, memory
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,7 +32,7 @@ import tnt
 from tnt.cli.parallel import shard
 
 DEVICE = "cuda"
-BATCH, STEPS, WARMUPS = 16, 4, 3
+BATCH, STEPS = 16, 4
 FULL: dict = {"drop_path_rate": 0.1}  # beyond the models' own sizes
 SHALLOW: dict = {"depth": 2}  # depth costs minutes of compilation, and a compiler drops other paths
 USUAL_SCALE = 2.0**14
@@ -173,21 +173,7 @@ def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     if DEVICE == "cpu":
         call()
         return call
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARMUPS):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return result
-
-    return replay
+    return calls.captured(call, DEVICE)
 
 
 def captured_step() -> dict:

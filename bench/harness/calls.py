@@ -33,7 +33,7 @@ def _runner(row: Contestant) -> Callable[[Tensor], Tensor]:
     return torch.compile(row.model) if row.mode == "compiled" else row.model
 
 
-def _captured(call: Callable[[], Tensor], device: str) -> Callable[[], Tensor]:
+def captured(call: Callable[[], Tensor], device: str) -> Callable[[], Tensor]:
     """`call` as a CUDA graph; its result is the same tensor at every replay."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream())
@@ -61,7 +61,7 @@ def inference(row: Contestant, batch: Tensor, dtype: str) -> Callable[[], Tensor
         with torch.inference_mode(), precision(device, dtype), _choice(row):
             return run(batch)
 
-    return _captured(call, device) if row.mode == "graph" else call
+    return captured(call, device) if row.mode == "graph" else call
 
 
 def training(row: Contestant, batch: Tensor, dtype: str) -> Callable[[], Tensor]:
@@ -90,7 +90,7 @@ def training(row: Contestant, batch: Tensor, dtype: str) -> Callable[[], Tensor]
         optimizer.step()
         return loss.detach()
 
-    return _captured(call, device) if row.mode == "graph" else call
+    return captured(call, device) if row.mode == "graph" else call
 
 
 TASKS = {"inference": inference, "training": training}

@@ -156,12 +156,6 @@ TNT_DEVICE void write_attention_gradients(const FinishParams& params) {
   }
 }
 
-// How many numbers they are.
-constexpr int64_t mlp_gradients(int64_t dim) {
-  return 2 * dim + 2 * kHiddenPerDim * dim * dim + kHiddenPerDim * dim + dim;
-}
-constexpr int64_t attention_gradients(int64_t dim) { return 2 * dim + 4 * dim * dim + 4 * dim; }
-
 // dw, from the sums; 2 `dim` floats of shared memory.
 TNT_DEVICE void inner_bwd_finish_body(const FinishParams& params) {
   if (params.weights.has_mlp) {

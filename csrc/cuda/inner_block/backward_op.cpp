@@ -21,9 +21,8 @@ class BackwardCall : public InnerCall {
     check_capability();
     const InnerBackward* mlp = pack_.has_mlp ? found(find_mlp()) : nullptr;
     const InnerBackward* attention = pack_.has_attention ? found(find_attention()) : nullptr;
-    const int64_t c = x_.size(2), h = 4 * c;
-    const int64_t attention_dw = attention != nullptr ? 2 * c + 4 * c * c + 4 * c : 0;
-    const int64_t mlp_dw = mlp != nullptr ? 2 * c + 2 * h * c + h + c : 0;
+    const int64_t attention_dw = attention != nullptr ? attention_gradients(dim()) : 0;
+    const int64_t mlp_dw = mlp != nullptr ? mlp_gradients(dim()) : 0;
     Tensor dx = need_dx ? like_x() : nothing(x_.scalar_type());
     Tensor dw = need_dw ? new_tensor({attention_dw + mlp_dw}, ScalarType::Float)
                         : nothing(ScalarType::Float);

@@ -19,6 +19,12 @@ struct BackwardParams {
   float eps;
 };
 
+// Numbers in the gradients of a half's weights.
+constexpr int64_t attention_gradients(int64_t dim) { return 2 * dim + 4 * dim * dim + 4 * dim; }
+constexpr int64_t mlp_gradients(int64_t dim) {
+  return 2 * dim + 2 * kHiddenPerDim * dim * dim + kHiddenPerDim * dim + dim;
+}
+
 // Turning the sums of a half into the gradients of its weights.
 struct FinishParams {
   PackParams weights;

@@ -132,7 +132,7 @@ TNT_DEVICE void load_operands(const BackwardRows<Config>& rows, const BackwardPa
   add_columns(branch, sums.sum);
 }
 
-// dx of a tile; dy is read again, which costs less than registers for it all the while.
+// dx of a tile, in place of its dy.
 template <class Config>
 TNT_DEVICE void store_dx(const BackwardRows<Config>& rows, const BackwardParams& params,
                          const TokenOperands<Config>& x, const float (&dnormed)[Config::kInputs][4],

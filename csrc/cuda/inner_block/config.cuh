@@ -9,8 +9,6 @@
 
 namespace tnt_kernels::cuda {
 
-constexpr int kHiddenPerDim = 4;  // the MLP's hidden width is 4 C
-
 constexpr double inverse_square_root(double x) {
   double y = 1.0 / x;
   for (int i = 0; i < 50; ++i) y *= 1.5 - 0.5 * x * y * y;

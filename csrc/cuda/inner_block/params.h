@@ -5,6 +5,8 @@
 
 namespace tnt_kernels::cuda {
 
+constexpr int kHiddenPerDim = 4;  // the MLP's hidden width is 4 C
+
 struct PackParams {
   WeightView norm1_weight, norm1_bias, qk_weight, qk_bias, v_weight, v_bias, proj_weight, proj_bias;
   WeightView norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
