@@ -13,6 +13,9 @@ namespace emulation {
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
+// How far a wrong index leads: any 32-bit number of 4-byte words. Closer than that nothing else is
+// mapped, so that a faulty body cannot write to the memory of whoever runs it.
+constexpr size_t kReach = size_t(1) << 33;
 constexpr int kBarrier = -1, kExit = -2;
 
 struct Fiber {
@@ -221,22 +224,22 @@ bool block_any(bool x) {
 
 GuardedBuffer::GuardedBuffer(size_t bytes, bool guard_end) {
   const size_t page = page_bytes();
-  const size_t usable = (bytes + page - 1) / page * page;
-  mapped_bytes_ = usable + 2 * page;
-  void* mapping =
-      mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  usable_bytes_ = (bytes + page - 1) / page * page;
+  mapped_bytes_ = usable_bytes_ + 2 * kReach;
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* mapping = mmap(nullptr, mapped_bytes_, PROT_NONE, kFlags, -1, 0);
   if (mapping == MAP_FAILED) throw std::bad_alloc();
-  mapping_ = static_cast<char*>(mapping);
-  mprotect(mapping_, page, PROT_NONE);
-  mprotect(mapping_ + page + usable, page, PROT_NONE);
-  data_ = mapping_ + page + (guard_end ? usable - bytes : 0);
+  first_page_ = static_cast<char*>(mapping) + kReach;
+  data_ = first_page_ + (guard_end ? usable_bytes_ - bytes : 0);
+  protect(PROT_READ | PROT_WRITE);
 }
 
-GuardedBuffer::~GuardedBuffer() { munmap(mapping_, mapped_bytes_); }
+GuardedBuffer::~GuardedBuffer() { munmap(first_page_ - kReach, mapped_bytes_); }
 
-void GuardedBuffer::make_read_only() {
-  const size_t page = page_bytes();
-  mprotect(mapping_ + page, mapped_bytes_ - 2 * page, PROT_READ);
+void GuardedBuffer::make_read_only() { protect(PROT_READ); }
+
+void GuardedBuffer::protect(int access) {
+  if (mprotect(first_page_, usable_bytes_, access) != 0) throw std::bad_alloc();
 }
 
 }  // namespace emulation

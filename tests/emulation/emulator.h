@@ -50,7 +50,8 @@ void block_barrier();
 // A barrier after which all know whether any thread said so.
 bool block_any(bool x);
 
-// Memory whose end, or beginning, touches a page that faults.
+// Memory whose end, or beginning, touches one that faults; on both sides nothing else is mapped as
+// far as an index may lead.
 class GuardedBuffer {
  public:
   GuardedBuffer(size_t bytes, bool guard_end);
@@ -62,8 +63,10 @@ class GuardedBuffer {
   void make_read_only();
 
  private:
-  char* mapping_;
-  size_t mapped_bytes_;
+  void protect(int access);
+
+  char* first_page_;
+  size_t usable_bytes_, mapped_bytes_;
   void* data_;
 };
 

@@ -39,6 +39,11 @@ void read_past_shared_memory() {
   static_cast<void>(last);
 }
 
+// The pointer is no constant that a compiler could warn of.
+void write_far_behind_shared_memory() { dynamic_shared()[INT32_MAX] = 0; }
+
+void write_far_before_shared_memory() { dynamic_shared()[INT32_MIN] = 0; }
+
 void operand_that_is_no_tf32() {
   float d[4] = {};
   warp_mma_tf32_k8(d, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0000001f);
@@ -54,6 +59,8 @@ std::map<std::string, void (*)()> misuses() {
           {"warp id in half a warp", warp_id_in_half_a_warp},
           {"misaligned vector load", misaligned_vector_load},
           {"read past shared memory", read_past_shared_memory},
+          {"write far behind shared memory", write_far_behind_shared_memory},
+          {"write far before shared memory", write_far_before_shared_memory},
           {"operand that is no tf32 number", operand_that_is_no_tf32}};
 }
 

@@ -14,6 +14,8 @@ MISUSES = {
     "warp id in half a warp": "different collectives",
     "misaligned vector load": "misaligned access",
     "read past shared memory": "access fault at address",
+    "write far behind shared memory": "access fault at address",
+    "write far before shared memory": "access fault at address",
     "operand that is no tf32 number": "not a tf32 number",
 }
 
