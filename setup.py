@@ -11,7 +11,8 @@ Environment:
     CUDA_HOME                the CUDA toolkit (default: that of the nvcc on PATH)
     FORCE_CUDA               1: no usable toolkit is an error; 0: no CUDA;
                              unset: CUDA if nvcc has the major version of torch's CUDA
-    TORCH_CUDA_ARCH_LIST     such as "8.0;9.0+PTX" (default: see DEFAULT_CUDA_ARCHS)
+    TORCH_CUDA_ARCH_LIST     such as "8.0;9.0+PTX" (default: of DEFAULT_CUDA_ARCHS those that the
+                             GPUs of this machine run, or all where there is none)
 """
 
 import os
@@ -131,10 +132,13 @@ def choose_cuda(torch_cuda: str | None) -> CudaToolkit | None:
     return toolkit
 
 
-def cuda_arch_flags(toolkit: CudaToolkit) -> list[str]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST, or for what nvcc knows of the default list."""
+def cuda_arch_flags(toolkit: CudaToolkit, gpus: list[tuple[int, int]]) -> list[str]:
+    """nvcc's flags for TORCH_CUDA_ARCH_LIST, or for what `gpus` run of the default list.
+
+    `gpus` are compute capabilities.
+    """
     given = re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; ,"))
-    archs = given if given != [""] else known_default_archs(toolkit)
+    archs = given if given != [""] else default_archs(toolkit, gpus)
     flags = []
     for arch in archs:
         match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)
@@ -158,15 +162,33 @@ def nvcc_threads(cores: int, archs: int) -> int:
     return max(1, min(archs, cores // 4))
 
 
-def known_default_archs(toolkit: CudaToolkit) -> list[str]:
+def default_archs(toolkit: CudaToolkit, gpus: list[tuple[int, int]]) -> list[str]:
+    """What nvcc knows of the default list and `gpus` run; all of it unless each runs some."""
     command = [toolkit.nvcc, "--list-gpu-arch"]
     known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     default = [arch.removesuffix("+PTX") for arch in DEFAULT_CUDA_ARCHS.split(";")]
     archs = [arch for arch in default if "compute_" + arch.replace(".", "") in known]
     if not archs:
         raise SystemExit(f"setup.py: {toolkit.nvcc} knows none of {DEFAULT_CUDA_ARCHS}")
+    # a GPU runs the code of its own major version up to its minor version
+    numbers = {arch: tuple(map(int, arch.split("."))) for arch in archs}
+    runs = [[a for a in archs if (gpu[0], 0) <= numbers[a] <= gpu] for gpu in gpus]
+    if gpus and all(runs):
+        newest = {found[-1] for found in runs}
+        archs = [arch for arch in archs if arch in newest]
     archs[-1] += "+PTX"  # later GPUs compile it when they load it
     return archs
+
+
+def visible_gpus() -> list[tuple[int, int]]:
+    """Compute capabilities of the GPUs that torch can use."""
+    import torch
+
+    try:
+        return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    except RuntimeError as error:  # a driver too old for this torch, a GPU that is taken
+        print(f"setup.py: GPUs do not answer, so all architectures are built: {error}")
+        return []
 
 
 # ---- The build -----------------------------------------------------------------------------------
@@ -286,7 +308,7 @@ class BuildLibraries(build_ext):
     def add_cuda(self, ninja: NinjaFile, sources: list[str], output: Path) -> None:
         root = self.cuda.root
         nvcc = [self.cuda.nvcc, *NVCC_FLAGS, "-Xcompiler", self.prefix_map()]
-        archs = cuda_arch_flags(self.cuda)
+        archs = cuda_arch_flags(self.cuda, visible_gpus())
         nvcc += [*archs, f"--threads={nvcc_threads(os.cpu_count() or 1, len(archs))}"]
         nvcc += self.common_flags()
         nvcc += ["-ccbin", cxx()[0]] if "CXX" in os.environ else []

@@ -93,6 +93,7 @@ def fake_nvcc(tmp_path: Path) -> Callable[[str], Path]:
 
     def write(version: str) -> Path:
         root = tmp_path / f"cuda-{version}"
+        archs = "80 90" if version < "13" else "80 90 100 120"
         wrapper = tmp_path / f"wrapper-{version}" / "bin" / "nvcc"
         (root / "bin").mkdir(parents=True)
         wrapper.parent.mkdir(parents=True)
@@ -101,7 +102,7 @@ def fake_nvcc(tmp_path: Path) -> Callable[[str], Path]:
             'case "$*" in\n'
             f"  *--dryrun*) echo '#$ TOP={root}/bin/..' >&2 ;;\n"
             f"  *--version*) echo 'Cuda compilation tools, release {version}, V{version}.1' ;;\n"
-            "  *--list-gpu-arch*) printf 'compute_80\\ncompute_90\\n' ;;\n"
+            f"  *--list-gpu-arch*) printf 'compute_%s\\n' {archs} ;;\n"
             "esac\n"
         )
         wrapper.chmod(0o755)

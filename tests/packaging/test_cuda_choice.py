@@ -82,7 +82,7 @@ def test_default_architectures_are_those_that_nvcc_knows(
     setup_py: ModuleType, fake_nvcc: FakeNvcc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_HOME", str(fake_nvcc("12.4")))
-    flags = setup_py.cuda_arch_flags(setup_py.find_cuda_toolkit())
+    flags = setup_py.cuda_arch_flags(setup_py.find_cuda_toolkit(), [])
     assert flags == [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90",
@@ -90,12 +90,45 @@ def test_default_architectures_are_those_that_nvcc_knows(
     ]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "archs"),
+    [
+        ([(9, 0)], ["9.0+PTX"]),
+        ([(8, 9), (8, 9), (8, 6)], ["8.0+PTX"]),  # the code of their major version
+        ([(12, 1), (8, 0)], ["8.0", "12.0+PTX"]),
+        ([(9, 0), (7, 5)], ["8.0", "9.0", "10.0", "12.0+PTX"]),  # nothing fits one of them
+        ([(13, 0)], ["8.0", "9.0", "10.0", "12.0+PTX"]),  # PTX does
+    ],
+)
+def test_default_architectures_are_those_of_the_gpus(
+    setup_py: ModuleType,
+    fake_nvcc: FakeNvcc,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: list,
+    archs: list,
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(fake_nvcc("13.0")))
+    assert setup_py.default_archs(setup_py.find_cuda_toolkit(), gpus) == archs
+
+
+def test_gpus_that_do_not_answer_leave_the_whole_list(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(device: int) -> None:
+        raise RuntimeError("driver too old")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", fail)
+    assert setup_py.visible_gpus() == []
+    assert "driver too old" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", ["8.6;9.0a+PTX", "8.6 9.0a+PTX", "8.6, 9.0a+PTX;"])
 def test_architecture_list_is_honoured(
     setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
-    assert setup_py.cuda_arch_flags(None) == [
+    assert setup_py.cuda_arch_flags(None, [(8, 0)]) == [
         "-gencode=arch=compute_86,code=sm_86",
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_90a,code=compute_90a",
@@ -107,7 +140,7 @@ def test_unreadable_architecture_is_named(
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;Hopper")
     with pytest.raises(SystemExit, match="got 'Hopper'"):
-        setup_py.cuda_arch_flags(None)
+        setup_py.cuda_arch_flags(None, [(8, 0)])
 
 
 @pytest.mark.parametrize(
