@@ -2,7 +2,7 @@
 PYTHON ?= python
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build gpu cuda-budget test test-triton triton-table lint format bench readme-bench sanitize clean
+.PHONY: build gpu cuda-budget test test-triton test-emulated triton-table lint format bench readme-bench sanitize clean
 
 build:  # compile what changed, into tnt_kernels/
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -12,6 +12,9 @@ test: build
 
 test-triton: build  # the Triton kernels, interpreted on CPU tensors
 	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q tests/ops -k triton
+
+test-emulated: build  # the CUDA operators, launches and all, on CPU tensors
+	TNT_EMULATED_GPU=1 $(PYTHON) -m pytest -q tests/ops -k emulated
 
 triton-table:  # what the assembler makes of the Triton kernels; WRITE=--write renews the baseline
 	PYTHONPATH=.:tests $(PYTHON) tests/offline/table.py $(WRITE)

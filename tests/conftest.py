@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import torch
@@ -13,6 +13,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter
 
     interpreter.install()
+if os.environ.get("TNT_EMULATED_GPU") == "1":
+    from emulation import backend
+
+    backend.install()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,30 +24,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
-    """Triton's tests run where Triton does: on a GPU, or on the CPU under its interpreter."""
-    from ops.helpers import INTERPRETED, accelerated
+    """What runs here: Triton on a GPU or under its interpreter, an emulated GPU if it is there.
 
-    running = accelerated(config.getoption("--device"))
+    What takes seconds instead of microseconds there runs in part.
+    """
+    from ops.helpers import ON_CPUS_ONLY, accelerated, is_slow
+
+    device = config.getoption("--device")
+    running = accelerated(device)
     seen: dict = {}
 
     def runs(item: pytest.Item) -> bool:
         parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
         backend = parameters.pop("backend", None)
-        if backend == "triton" and INTERPRETED and not _interpreter_takes(item, parameters, seen):
+        if backend not in (None, *running):
             return False
-        return backend in (None, *running)
+        is_on_gpu = device != "cpu" or backend in ("triton", "emulated")
+        if is_on_gpu and _op_of(parameters) in ON_CPUS_ONLY:
+            return False
+        return not is_slow(backend) or _slow_backend_takes(item, parameters, seen)
 
     chosen = [item for item in items if runs(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
 
 
-def _interpreter_takes(item: pytest.Item, parameters: Mapping[str, Any], seen: dict) -> bool:
+def _op_of(parameters: Mapping[str, Any]) -> Optional[str]:
+    """Name of the op that a test is about, if it is about one."""
+    if "spec" in parameters:
+        return parameters["spec"].name
+    pair = parameters.get("pair") or parameters.get("fuzzed")
+    return pair[0].name if pair else None
+
+
+def _slow_backend_takes(item: pytest.Item, parameters: Mapping[str, Any], seen: dict) -> bool:
     """A share of the combinations that still has every value of every parameter.
 
-    The interpreter takes a second for what a GPU does in microseconds. Of tests with several
-    parameters every third combination runs, so that each case of an op has one of the dtypes, in
-    turn; of the random sizes every fifth, which are all ops. `seen` numbers the values.
+    Of tests with several parameters every third combination runs, so that each case of an op has
+    one of the dtypes, in turn; of the random sizes every fifth, which are all ops. `seen` numbers
+    the values.
     """
     numbers = []
     for name, value in parameters.items():

@@ -1,21 +1,16 @@
 // A call of an op on CUDA tensors: checks, what the kernels may read, stream and device.
 #pragma once
 
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/shim_utils.h>
 
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "common/checks.h"
+#include "cuda/device.h"
 #include "cuda/weight_view.h"
 
 namespace tnt_kernels::cuda {
@@ -34,23 +29,14 @@ inline DType dtype_of(const Tensor& t) {
 // Makes the device of `x` current while it lives, and keeps what was made for the call.
 class Call {
  public:
-  Call(const char* op, const Tensor& x)
-      : op_(op), like_(x), device_(x.get_device_index()), guard_(device_) {}
+  Call(const char* op, const Tensor& x) : op_(op), like_(x), device_(x) {}
 
   const char* op() const { return op_; }
 
-  int attribute(cudaDeviceAttr name) const {
-    int value = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device_));
-    return value;
-  }
+  int attribute(cudaDeviceAttr name) const { return device_.attribute(name); }
   int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
 
-  cudaStream_t stream() const {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
-    return static_cast<cudaStream_t>(stream);
-  }
+  cudaStream_t stream() const { return device_.stream(); }
 
   void check_capability() const {
     const int major = attribute(cudaDevAttrComputeCapabilityMajor);
@@ -60,8 +46,8 @@ class Call {
   }
 
   void check_device(const char* name, const Tensor& t) const {
-    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == device_, op_, ": ", name,
-                    " must be on cuda:", device_, ", the device of the activations");
+    STD_TORCH_CHECK(device_.has(t), op_, ": ", name, " must be on cuda:", device_.index(),
+                    ", the device of the activations");
   }
 
   Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) const {
@@ -91,9 +77,9 @@ class Call {
 
   // A weight of rows * columns elements and any number of axes, read as (rows, columns).
   WeightView matrix(const char* name, const Tensor& t, int64_t columns) {
+    check_dtype(op_, name, t);
     check_device(name, t);
-    kept_.push_back(
-        torch::stable::contiguous(has_dtype(t) ? t : torch::stable::to(t, ScalarType::Float)));
+    kept_.push_back(torch::stable::contiguous(t));
     const Tensor& held = kept_.back();
     return {held.const_data_ptr(), {columns, 1}, dtype_of(held)};
   }
@@ -110,8 +96,7 @@ class Call {
  private:
   const char* op_;
   const Tensor& like_;
-  int32_t device_;
-  torch::stable::accelerator::DeviceGuard guard_;
+  Device device_;
   std::vector<Tensor> kept_;
 };
 

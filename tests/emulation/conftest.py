@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
-from emulation import backwards, calls, pixels
+import torch
+from emulation import backwards, calls, operators, pixels
+from emulation.backend import EmulatedBackend
 from emulation.build import EmulatorBuild, load
 
 
@@ -37,6 +40,21 @@ def backward_kernels() -> ModuleType:
     path = build.add_backward("all-backward")
     build.run()
     return load(path)
+
+
+@pytest.fixture(scope="session")
+def set_device() -> Callable[[int, bool], None]:
+    """Loads the operators of csrc/cuda; sets up the emulated GPU that they run on."""
+    return operators.load()
+
+
+@pytest.fixture
+def backend(set_device: Callable[[int, bool], None]) -> Iterator[EmulatedBackend]:
+    """The operators of csrc/cuda on an emulated GPU of two multiprocessors."""
+    set_device(2, False)
+    torch.use_deterministic_algorithms(True)  # fills new tensors with NaN
+    yield EmulatedBackend(set_device)
+    torch.use_deterministic_algorithms(False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from ops.helpers import ACCELERATED, INTERPRETED, pair_id, run_backend
+from ops.helpers import ACCELERATED, is_slow, pair_id, run_backend
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -180,7 +180,7 @@ IN_BOTH_MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_
 def test_a_change_of_weights_is_seen(
     backend: str, spec: OpSpec, mode: Callable, dtype: torch.dtype, device: str
 ) -> None:
-    for change in CHANGES[:: 5 if backend == "triton" and INTERPRETED else 1]:
+    for change in CHANGES[:: 5 if is_slow(backend) else 1]:
         layer = Layer(backend, spec, dtype, device)
         with mode():
             before = layer()

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import tnt_kernels as tk
+from tnt_kernels import library
 from tnt_kernels.backends import native
 from tnt_kernels.dispatch import describe
 from tnt_kernels.reference import SPECS
+from tnt_kernels.spec import OpSpec
 
 P, S, C, HEADS = 3, 16, 24, 4
 
@@ -283,11 +285,9 @@ def _good_args(spec, device: str, differentiable: bool = False) -> dict:
     return good
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
-def test_direct_operator_calls_do_not_crash(spec, device: str) -> None:
-    """torch.ops skips the Python checks: kernels re-check what they would read out of bounds."""
-    good = _good_args(spec, device)
-    operator = getattr(torch.ops.tnt_kernels, spec.name)
+def check_forward_calls(namespace: str, spec: OpSpec, good: dict) -> None:
+    """`<namespace>::<op>` refuses what its kernels would read out of bounds."""
+    operator = library.operator(spec.name, namespace)
     flag = (False,) if spec.flag else ()
     tried = 0
     for name, value in good.items():
@@ -303,17 +303,27 @@ def test_direct_operator_calls_do_not_crash(spec, device: str) -> None:
     assert tried >= 3 * len(spec.weights)
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
-def test_direct_backward_calls_do_not_crash(spec, device: str) -> None:
-    good = _good_args(spec, device, differentiable=True)
-    forward = getattr(torch.ops.tnt_kernels, spec.name)
+def check_backward_calls(namespace: str, spec: OpSpec, good: dict) -> None:
+    """The same of `<namespace>::<op>_backward`."""
+    forward = library.operator(spec.name, namespace)
     out = forward(*good.values(), *((True,) if spec.flag else ()))
     out, second = out if spec.flag else (out, None)
     values = [out, *spec.backward_values(good, second), True, True]
-    backward = getattr(torch.ops.tnt_kernels, f"{spec.name}_backward")
+    backward = library.operator(f"{spec.name}_backward", namespace)
     backward(*values)
     for index, value in enumerate(values):
         if isinstance(value, torch.Tensor) and value.numel():
             for bad in (value[..., :0], value.flatten()[:1], value.to(torch.int32)):
                 with pytest.raises(RuntimeError, match=spec.name):
                     backward(*values[:index], bad, *values[index + 1 :])
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
+def test_direct_operator_calls_do_not_crash(spec: OpSpec, device: str) -> None:
+    """torch.ops skips the Python checks: kernels re-check what they would read out of bounds."""
+    check_forward_calls(library.NAMESPACE, spec, _good_args(spec, device))
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
+def test_direct_backward_calls_do_not_crash(spec: OpSpec, device: str) -> None:
+    check_backward_calls(library.NAMESPACE, spec, _good_args(spec, device, differentiable=True))

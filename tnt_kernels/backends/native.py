@@ -95,21 +95,31 @@ def refusal(call: Any) -> Optional[str]:
         problem = extension_problem(f"{call.op}_backward", call.device)
         if problem is not None:
             return f"{problem}, and a gradient is wanted"
-    if call.dtype not in DTYPES:
-        dtype = str(call.dtype).removeprefix("torch.")
-        return f"dtype {dtype} is not one of float32, bfloat16, float16"
     if call.device == "cuda":
-        return _cuda_refusal(call)
+        return _capability_refusal() or cuda_refusal(call)
+    if call.dtype not in DTYPES:
+        return _dtype_refusal(call)
     if call.op in ("inner_attention", "inner_block") and call.dims["S"] not in CPU_TOKENS:
         return f"S={call.dims['S']} tokens per patch is not one of 4, 16, 64"
     return None
 
 
-def _cuda_refusal(call: Any) -> Optional[str]:
-    """What the CUDA kernels do not take."""
-    if cuda_capability() < CUDA_CAPABILITY:
-        found, needed = (".".join(map(str, c)) for c in (cuda_capability(), CUDA_CAPABILITY))
-        return f"the GPU has compute capability {found}; the kernels need {needed} or later"
+def _dtype_refusal(call: Any) -> str:
+    dtype = str(call.dtype).removeprefix("torch.")
+    return f"dtype {dtype} is not one of float32, bfloat16, float16"
+
+
+def _capability_refusal() -> Optional[str]:
+    if cuda_capability() >= CUDA_CAPABILITY:
+        return None
+    found, needed = (".".join(map(str, c)) for c in (cuda_capability(), CUDA_CAPABILITY))
+    return f"the GPU has compute capability {found}; the kernels need {needed} or later"
+
+
+def cuda_refusal(call: Any) -> Optional[str]:
+    """Why no kernel of csrc/cuda takes `call`, or None; GPU and extension are not asked."""
+    if call.dtype not in DTYPES:
+        return _dtype_refusal(call)
     if call.op == "pixel_embed":
         return pixel_embed_refusal(call.dims, call.dtype, call.differentiable)
     if call.op == "pixel_to_patch":

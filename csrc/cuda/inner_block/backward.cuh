@@ -8,6 +8,7 @@
 #include "cuda/inner_block/backward_body.cuh"
 #include "cuda/inner_block/backward_instances.cuh"
 #include "cuda/inner_block/backward_pack.cuh"
+#include "cuda/launch.cuh"
 
 namespace tnt_kernels::cuda {
 
@@ -50,15 +51,8 @@ cudaError_t launch_inner_backward(const PackParams& pack, const BackwardParams& 
                                   int multiprocessors, cudaStream_t stream) {
   constexpr int kPackBlocks =
       (Config::kPackedWords + kBackwardPackThreads - 1) / kBackwardPackThreads;
-  inner_bwd_pack_kernel<Config><<<kPackBlocks, kBackwardPackThreads, 0, stream>>>(pack);
-  const auto kernel = inner_bwd_kernel<Config>;
-  cudaError_t error = cudaGetLastError();
-  constexpr int kDefaultSharedBytes = 48 * 1024;
-  if (error == cudaSuccess && Config::kSharedBytes > kDefaultSharedBytes) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 Config::kSharedBytes);
-  }
-  if (error != cudaSuccess) return error;
+  cudaError_t error =
+      launch(inner_bwd_pack_kernel<Config>, kPackBlocks, kBackwardPackThreads, 0, stream, pack);
   for_each_pass<Config>(
       given.dx != nullptr, given.partials != nullptr, [&](bool want_dx, bool want_dw) {
         BackwardParams params = given;
@@ -68,8 +62,9 @@ cudaError_t launch_inner_backward(const PackParams& pack, const BackwardParams& 
           params.workers = backward_blocks<Config>(given.num_rows, multiprocessors);
         }
         const int blocks = params.workers * (want_dw ? Config::kSlices : 1);
-        kernel<<<blocks, 32 * Config::kWarps, Config::kSharedBytes, stream>>>(params);
-        if (error == cudaSuccess) error = cudaGetLastError();
+        if (error != cudaSuccess) return;
+        error = launch(inner_bwd_kernel<Config>, blocks, 32 * Config::kWarps, Config::kSharedBytes,
+                       stream, params);
       });
   return error;
 }

@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor> inner_block_backward(
 }  // namespace
 }  // namespace tnt_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(tnt_kernels, CUDA, m) {
+TNT_CUDA_OPERATORS(m) {
   m.impl("inner_attention_backward", TORCH_BOX(&tnt_kernels::cuda::inner_attention_backward));
   m.impl("inner_mlp_backward", TORCH_BOX(&tnt_kernels::cuda::inner_mlp_backward));
   m.impl("inner_block_backward", TORCH_BOX(&tnt_kernels::cuda::inner_block_backward));

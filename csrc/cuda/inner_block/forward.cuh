@@ -12,6 +12,7 @@
 #include "cuda/inner_block/forward.h"
 #include "cuda/inner_block/instances.cuh"
 #include "cuda/inner_block/pack.cuh"
+#include "cuda/launch.cuh"
 
 namespace tnt_kernels::cuda {
 
@@ -33,23 +34,14 @@ template <class Config>
 cudaError_t launch_inner_forward(const PackParams& pack, const ForwardParams& forward,
                                  int multiprocessors, cudaStream_t stream) {
   constexpr int kPackBlocks = (Config::kPackedWords + kPackThreads - 1) / kPackThreads;
-  inner_block_pack_kernel<Config><<<kPackBlocks, kPackThreads, 0, stream>>>(pack);
-  cudaError_t error = cudaGetLastError();
+  const cudaError_t error =
+      launch(inner_block_pack_kernel<Config>, kPackBlocks, kPackThreads, 0, stream, pack);
   if (error != cudaSuccess) return error;
-
-  constexpr int kDefaultSharedBytes = 48 * 1024;
-  const auto kernel = inner_block_fwd_kernel<Config>;
-  if constexpr (Config::kSharedBytes > kDefaultSharedBytes) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 Config::kSharedBytes);
-    if (error != cudaSuccess) return error;
-  }
   constexpr int64_t kBlockPatches = WarpRows<Config>::kPatches * Config::kWarps;
   const int64_t blocks = (forward.num_patches + kBlockPatches - 1) / kBlockPatches;
   const int64_t resident = static_cast<int64_t>(multiprocessors) * Config::kBlocksPerSm;
-  kernel<<<static_cast<int>(std::min(blocks, resident)), 32 * Config::kWarps, Config::kSharedBytes,
-           stream>>>(forward);
-  return cudaGetLastError();
+  return launch(inner_block_fwd_kernel<Config>, static_cast<int>(std::min(blocks, resident)),
+                32 * Config::kWarps, Config::kSharedBytes, stream, forward);
 }
 
 template <class Dtype>

@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor> inner_block(
 }  // namespace
 }  // namespace tnt_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(tnt_kernels, CUDA, m) {
+TNT_CUDA_OPERATORS(m) {
   m.impl("inner_attention", TORCH_BOX(&tnt_kernels::cuda::inner_attention));
   m.impl("inner_mlp", TORCH_BOX(&tnt_kernels::cuda::inner_mlp));
   m.impl("inner_block", TORCH_BOX(&tnt_kernels::cuda::inner_block));

@@ -14,6 +14,8 @@ namespace tnt_kernels::cuda {
 struct NormedLinear {
   const WeightView &norm_weight, &norm_bias, &weight, &bias;
   float scale;
+  // So many rows on there is a bias that products leave out, unless it is NaN or infinite.
+  int left_out = 0;
 
   TNT_DEVICE float at(int row, int channel) const {
     return scale * (weight_at(weight, row, channel) * weight_at(norm_weight, channel));
@@ -21,12 +23,21 @@ struct NormedLinear {
 
   TNT_DEVICE float bias_at(int row, int num_channels) const {
     float sum = bias.data == nullptr ? 0.0f : weight_at(bias, row);
+    if (bias.data != nullptr && left_out > 0) {
+      sum = fma_f32(0.0f, weight_at(bias, row + left_out), sum);
+    }
 #pragma unroll 1
     for (int c = 0; c < num_channels; ++c)
       sum = fma_f32(weight_at(weight, row, c), weight_at(norm_bias, c), sum);
     return scale * sum;
   }
 };
+
+template <class Config>
+TNT_DEVICE NormedLinear query_linear(const PackParams& p) {
+  constexpr float kScale = Config::kSoftmaxScale;
+  return {p.norm1_weight, p.norm1_bias, p.qk_weight, p.qk_bias, kScale, Config::kDim};
+}
 
 template <class Config>
 struct Packer {
@@ -81,10 +92,9 @@ struct Packer {
     const PackParams& p = params;
     constexpr int kQ = Config::QueryLayout::kUnits, kK = Config::KeyLayout::kUnits;
     if (unit < kQ) {
-      const NormedLinear q = {p.norm1_weight, p.norm1_bias, p.qk_weight, p.qk_bias,
-                              Config::kSoftmaxScale};
       return linear_unit<typename Config::QueryLayout>(
-          q, unit, [&](int group, int index) { return feature(step, group, index); });
+          query_linear<Config>(p), unit,
+          [&](int group, int index) { return feature(step, group, index); });
     }
     unit -= kQ;
     if (unit < kK) {
@@ -183,9 +193,9 @@ struct RangeCheck {
     constexpr float kScale = Gelu<typename Config::Math>::kHiddenScale;
     if (row < 2 * kDim) {  // k has no bias: see warp_project_qkv
       const bool is_q = row < kDim;
-      const NormedLinear qk = {p.norm1_weight, p.norm1_bias, p.qk_weight, p.qk_bias,
-                               is_q ? Config::kSoftmaxScale : 1.0f};
-      return !p.has_attention || largest_feature(qk, row, is_q) <= kLargest;
+      const NormedLinear k = {p.norm1_weight, p.norm1_bias, p.qk_weight, p.qk_bias, 1.0f};
+      const NormedLinear linear = is_q ? query_linear<Config>(p) : k;
+      return !p.has_attention || largest_feature(linear, row, is_q) <= kLargest;
     }
     row -= 2 * kDim;
     if (row < kDim) {

@@ -1,6 +1,7 @@
 // The kernels of pixel_embed's backward and their launch.
 #include <algorithm>
 
+#include "cuda/launch.cuh"
 #include "cuda/pixel_embed/backward_body.cuh"
 #include "cuda/pixel_embed/image_grad_body.cuh"
 #include "cuda/pixel_embed/instances.cuh"
@@ -29,12 +30,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Dtype>
-void launch_image_gradient(const PixelEmbedImageGrad& params, cudaStream_t stream) {
+cudaError_t launch_image_gradient(const PixelEmbedImageGrad& params, cudaStream_t stream) {
   const PixelEmbedPlan& plan = params.plan;
   constexpr int64_t kMostBlocks = 1 << 20;
   const int64_t pairs = plan.num_patches * plan.patch_h * plan.patch_w * plan.in_chans / 2;
   const int64_t blocks = std::min((pairs + kThreads - 1) / kThreads, kMostBlocks);
-  pixel_embed_bwd_dimages_kernel<Dtype><<<static_cast<int>(blocks), kThreads, 0, stream>>>(params);
+  return launch(pixel_embed_bwd_dimages_kernel<Dtype>, static_cast<int>(blocks), kThreads, 0,
+                stream, params);
 }
 
 }  // namespace
@@ -52,10 +54,8 @@ cudaError_t launch_pixel_embed_weight_grad(DType dtype, const PixelEmbedBackward
     const auto kernel =
         pixel_embed_bwd_dw_kernel<Dtype, decltype(groups)::value, decltype(bytes)::value>;
     const int shared = static_cast<int>(backward_shared_bytes(params.plan, 2 * Dtype::kPairWords));
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error != cudaSuccess) return;
-    kernel<<<parts * params.plan.slices(), kBackwardThreads, shared, stream>>>(params);
-    error = cudaGetLastError();
+    const int blocks = parts * params.plan.slices();
+    error = launch(kernel, blocks, kBackwardThreads, shared, stream, params);
   });
   return error;
 }
@@ -63,13 +63,14 @@ cudaError_t launch_pixel_embed_weight_grad(DType dtype, const PixelEmbedBackward
 cudaError_t launch_pixel_embed_image_grad(DType dtype, const PixelEmbedImageGrad& params,
                                           cudaStream_t stream) {
   const int taps = params.plan.taps() * params.plan.dim;
-  pixel_embed_bwd_pack_kernel<<<(taps + kThreads - 1) / kThreads, kThreads, 0, stream>>>(params);
-  const cudaError_t error = cudaGetLastError();
+  const int pack_blocks = (taps + kThreads - 1) / kThreads;
+  const cudaError_t error =
+      launch(pixel_embed_bwd_pack_kernel, pack_blocks, kThreads, 0, stream, params);
   if (error != cudaSuccess) return error;
-  if (dtype == DType::kBFloat16) launch_image_gradient<BFloat16>(params, stream);
-  if (dtype == DType::kFloat16) launch_image_gradient<Float16>(params, stream);
-  if (dtype == DType::kFloat32) launch_image_gradient<Float32>(params, stream);
-  return cudaGetLastError();
+  const auto launch_it = dtype == DType::kBFloat16  ? launch_image_gradient<BFloat16>
+                         : dtype == DType::kFloat16 ? launch_image_gradient<Float16>
+                                                    : launch_image_gradient<Float32>;
+  return launch_it(params, stream);
 }
 
 }  // namespace tnt_kernels::cuda

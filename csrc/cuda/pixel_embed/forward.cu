@@ -2,6 +2,7 @@
 // kernel of its own in front: see inner_block/forward.cuh.
 #include <algorithm>
 
+#include "cuda/launch.cuh"
 #include "cuda/pixel_embed/forward_body.cuh"
 #include "cuda/pixel_embed/instances.cuh"
 #include "cuda/pixel_embed/kernels.h"
@@ -25,22 +26,20 @@ __global__ void __launch_bounds__(32 * kForwardWarps,
   pixel_embed_fwd_body<Dtype, kGroups, kBytes>(params);
 }
 
-template <class Kernel>
-cudaError_t launch_resident(Kernel kernel, const PixelEmbedForward& params, int64_t most_shared,
-                            int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_resident(void (*kernel)(PixelEmbedForward), const PixelEmbedForward& params,
+                            int64_t most_shared, int multiprocessors, cudaStream_t stream) {
   int warps = kForwardWarps;
   while (warps > 1 && forward_shared_bytes(params.plan, warps) > most_shared) --warps;
   const int shared = static_cast<int>(forward_shared_bytes(params.plan, warps));
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  cudaError_t error = allow_shared(kernel, shared);
   if (error != cudaSuccess) return error;
   int resident = 0;
   error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * warps, shared);
   if (error != cudaSuccess) return error;
   const int64_t blocks = (params.plan.num_groups() + warps - 1) / warps;
   const int64_t most = int64_t{multiprocessors} * std::max(resident, 1);
-  kernel<<<static_cast<int>(std::min(blocks, most)), 32 * warps, shared, stream>>>(params);
-  return cudaGetLastError();
+  return launch(kernel, static_cast<int>(std::min(blocks, most)), 32 * warps, shared, stream,
+                params);
 }
 
 }  // namespace
@@ -48,11 +47,12 @@ cudaError_t launch_resident(Kernel kernel, const PixelEmbedForward& params, int6
 cudaError_t launch_pixel_embed_pack(DType dtype, const PixelEmbedPack& params,
                                     cudaStream_t stream) {
   const int blocks = (params.plan.packed_words / 2 + kPackThreads - 1) / kPackThreads;
+  cudaError_t error = cudaSuccess;
   visit_pixel_embed(dtype, params.plan, [&](auto element, auto groups, auto) {
-    pixel_embed_pack_kernel<decltype(element), decltype(groups)::value>
-        <<<blocks, kPackThreads, 0, stream>>>(params);
+    const auto kernel = pixel_embed_pack_kernel<decltype(element), decltype(groups)::value>;
+    error = launch(kernel, blocks, kPackThreads, 0, stream, params);
   });
-  return cudaGetLastError();
+  return error;
 }
 
 cudaError_t launch_pixel_embed_forward(DType dtype, const PixelEmbedForward& params,

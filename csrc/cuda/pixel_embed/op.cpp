@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor> pixel_embed_backward(const Tensor& dy, const Tensor& 
 }  // namespace
 }  // namespace tnt_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(tnt_kernels, CUDA, m) {
+TNT_CUDA_OPERATORS(m) {
   m.impl("pixel_embed", TORCH_BOX(&tnt_kernels::cuda::pixel_embed));
   m.impl("pixel_embed_backward", TORCH_BOX(&tnt_kernels::cuda::pixel_embed_backward));
 }

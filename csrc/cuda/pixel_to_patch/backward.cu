@@ -1,6 +1,7 @@
 // The kernels of pixel_to_patch's backward and their launch.
 #include <algorithm>
 
+#include "cuda/launch.cuh"
 #include "cuda/pixel_to_patch/backward_body.cuh"
 #include "cuda/pixel_to_patch/instances.cuh"
 #include "cuda/pixel_to_patch/kernels.h"
@@ -32,31 +33,34 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t launch_patch_normalise(DType dtype, int width, const PatchNormalise& params, int blocks,
                                    cudaStream_t stream) {
-  const bool found = visit_patch(dtype, width, [&](auto element, auto constant) {
-    patch_normalise_kernel<decltype(element), decltype(constant)::value>
-        <<<blocks, kThreads, 0, stream>>>(params);
+  cudaError_t error = cudaErrorInvalidValue;
+  visit_patch(dtype, width, [&](auto element, auto constant) {
+    const auto kernel = patch_normalise_kernel<decltype(element), decltype(constant)::value>;
+    error = launch(kernel, blocks, kThreads, 0, stream, params);
   });
-  return found ? cudaGetLastError() : cudaErrorInvalidValue;
+  return error;
 }
 
 cudaError_t launch_patch_norm2_backward(DType dtype, int width, const PatchNorm2Backward& params,
                                         int blocks, cudaStream_t stream) {
-  const bool found = visit_patch(dtype, width, [&](auto element, auto constant) {
+  cudaError_t error = cudaErrorInvalidValue;
+  visit_patch(dtype, width, [&](auto element, auto constant) {
     constexpr int kWidth = decltype(constant)::value;
-    patch_norm2_bwd_kernel<decltype(element), kWidth>
-        <<<blocks, kThreads, 4 * kWidth, stream>>>(params);
+    const auto kernel = patch_norm2_bwd_kernel<decltype(element), kWidth>;
+    error = launch(kernel, blocks, kThreads, 4 * kWidth, stream, params);
   });
-  return found ? cudaGetLastError() : cudaErrorInvalidValue;
+  return error;
 }
 
 cudaError_t launch_patch_norm1_backward(DType dtype, int width, const PatchNorm1Backward& params,
                                         int blocks, cudaStream_t stream) {
-  const bool found = visit_patch(dtype, width, [&](auto element, auto constant) {
+  cudaError_t error = cudaErrorInvalidValue;
+  visit_patch(dtype, width, [&](auto element, auto constant) {
     constexpr int kWidth = decltype(constant)::value;
-    patch_norm1_bwd_kernel<decltype(element), kWidth>
-        <<<blocks, kThreads, 4 * kWidth, stream>>>(params);
+    const auto kernel = patch_norm1_bwd_kernel<decltype(element), kWidth>;
+    error = launch(kernel, blocks, kThreads, 4 * kWidth, stream, params);
   });
-  return found ? cudaGetLastError() : cudaErrorInvalidValue;
+  return error;
 }
 
 }  // namespace tnt_kernels::cuda

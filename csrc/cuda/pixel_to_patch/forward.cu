@@ -1,5 +1,6 @@
 // The kernels of pixel_to_patch's forward and their launch. The weights are packed at every call,
 // by a kernel of its own in front: see inner_block/forward.cuh.
+#include "cuda/launch.cuh"
 #include "cuda/pixel_to_patch/forward_body.cuh"
 #include "cuda/pixel_to_patch/instances.cuh"
 #include "cuda/pixel_to_patch/kernels.h"
@@ -25,12 +26,13 @@ __global__ void __launch_bounds__(kThreads, Config::kWidth == 384 ? 2 : 1)
 
 cudaError_t launch_pixel_to_patch_pack(DType dtype, bool tf32, int width, const PatchPack& params,
                                        cudaStream_t stream) {
-  const bool found = visit_patch_product(dtype, tf32, width, [&](auto element, auto constant) {
+  cudaError_t error = cudaErrorInvalidValue;
+  visit_patch_product(dtype, tf32, width, [&](auto element, auto constant) {
     using Config = PatchConfig<decltype(element), decltype(constant)::value>;
-    pixel_to_patch_pack_kernel<Config>
-        <<<Config::kWidth / kPatchWarps, kThreads, 0, stream>>>(params);
+    error = launch(pixel_to_patch_pack_kernel<Config>, Config::kWidth / kPatchWarps, kThreads, 0,
+                   stream, params);
   });
-  return found ? cudaGetLastError() : cudaErrorInvalidValue;
+  return error;
 }
 
 cudaError_t launch_pixel_to_patch_forward(DType dtype, bool tf32, int width,
@@ -38,13 +40,9 @@ cudaError_t launch_pixel_to_patch_forward(DType dtype, bool tf32, int width,
   cudaError_t error = cudaErrorInvalidValue;
   visit_patch_product(dtype, tf32, width, [&](auto element, auto constant) {
     using Config = PatchConfig<decltype(element), decltype(constant)::value>;
-    const auto kernel = pixel_to_patch_fwd_kernel<Config>;
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 Config::kSharedBytes);
-    if (error != cudaSuccess) return;
     const int64_t blocks = (params.num_patches + Config::kRows - 1) / Config::kRows;
-    kernel<<<static_cast<int>(blocks), kThreads, Config::kSharedBytes, stream>>>(params);
-    error = cudaGetLastError();
+    error = launch(pixel_to_patch_fwd_kernel<Config>, static_cast<int>(blocks), kThreads,
+                   Config::kSharedBytes, stream, params);
   });
   return error;
 }

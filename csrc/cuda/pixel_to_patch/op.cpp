@@ -53,6 +53,13 @@ class PatchCall : private Call {
     STD_TORCH_CHECK(has_group && w.proj_weight.size(0) == width_ && patches_ <= kMostPatches, op,
                     ": no CUDA kernel for S*C=", width_, ", D=", w.proj_weight.size(0),
                     " and a norm over ", norm1_width_, "; use backend='reference'");
+    // backward does not read all of them, but returns a gradient as long as they are
+    weight("norm1_weight", w.norm1_weight, norm1_width_);
+    weight("norm1_bias", w.norm1_bias, norm1_width_);
+    weight("proj_weight", w.proj_weight, width_, width_);
+    weight("proj_bias", w.proj_bias, width_);
+    weight("norm2_weight", w.norm2_weight, width_);
+    weight("norm2_bias", w.norm2_bias, width_);
     check_capability();
   }
 
@@ -239,7 +246,7 @@ std::tuple<Tensor, Tensor> pixel_to_patch_backward(
 }  // namespace
 }  // namespace tnt_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(tnt_kernels, CUDA, m) {
+TNT_CUDA_OPERATORS(m) {
   m.impl("pixel_to_patch", TORCH_BOX(&tnt_kernels::cuda::pixel_to_patch));
   m.impl("pixel_to_patch_backward", TORCH_BOX(&tnt_kernels::cuda::pixel_to_patch_backward));
 }

@@ -1,7 +1,6 @@
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
+#include "cuda/launch.cuh"
 #include "cuda/tile/launch_sum.h"
 #include "cuda/tile/sum_partials.cuh"
 
@@ -18,9 +17,8 @@ __global__ void __launch_bounds__(32 * kSumWarps)
 cudaError_t launch_sum_partials(const SumPartials& params, cudaStream_t stream) {
   constexpr int64_t kMostBlocks = 1 << 20;
   const int64_t blocks = std::min((params.width + 31) / 32, kMostBlocks);
-  sum_partials_kernel<<<static_cast<int>(blocks), 32 * kSumWarps, 128 * kSumWarps, stream>>>(
-      params);
-  return cudaGetLastError();
+  return launch(sum_partials_kernel, static_cast<int>(blocks), 32 * kSumWarps, 128 * kSumWarps,
+                stream, params);
 }
 
 }  // namespace tnt_kernels::cuda
