@@ -311,12 +311,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", nargs="+", default=ARCHS, choices=ARCHS)
     parser.add_argument("--sources", nargs="+", metavar="STEM", help="only these .cu files")
+    parser.add_argument("--only-compile", action="store_true", help="for a later run to read")
     parser.add_argument("--built", type=Path, metavar="LIB", help="read sm_90 off this library")
     parser.add_argument("--write", action="store_true", help="make these figures the baseline")
     given = parser.parse_args()
     os.chdir(ROOT)
     files = {"90": [given.built]} if given.built else {}
     files.update(compile_all([arch for arch in given.archs if arch not in files], given.sources))
+    if given.only_compile:
+        return 0
     found = {
         f"sm_{arch} {kernel[0]}": measure(*kernel)
         for arch in given.archs

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Threads that spin while they wait take the cores from whatever runs beside the tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from collections.abc import Mapping
 from typing import Any, Optional
 
