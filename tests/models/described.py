@@ -92,6 +92,8 @@ def describe_gpu(monkeypatch: pytest.MonkeyPatch, *missing: str) -> FakeTensorMo
     # PyTorch turns autocast and GradScaler off where it finds no GPU
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    # where it finds one, it makes constants there without telling any mode
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
