@@ -24,7 +24,9 @@ if os.environ.get("TNT_EMULATED_GPU") == "1":
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="device of the op and model tests")
+    parser.addoption(
+        "--device", default="cpu", help="device of the op tests; a GPU gets those only"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
@@ -41,7 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
     def runs(item: pytest.Item) -> bool:
         parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
         backend = parameters.pop("backend", None)
-        if backend not in (None, *running):
+        if backend not in (None, "reference", *running):
+            return False
+        if device != "cpu" and "device" not in item.fixturenames:
             return False
         is_on_gpu = device != "cpu" or backend in ("triton", "emulated")
         if is_on_gpu and _op_of(parameters) in ON_CPUS_ONLY:

@@ -15,6 +15,7 @@ from emulation.backend import NAME, NAMESPACE, OPS, EmulatedBackend
 from ops.helpers import as_leaves, assert_parity, output_and_gradients
 from ops.test_errors import check_backward_calls, check_forward_calls
 
+from tnt_kernels import dispatch, use_backend
 from tnt_kernels.backends import BACKENDS
 from tnt_kernels.reference import SPECS
 from tnt_kernels.spec import OpSpec
@@ -67,6 +68,19 @@ def test_images_may_be_none(dialect: str) -> None:
     if dialect != "stem":
         case = {**case, "B": 2, "N": 0}
         assert_parity(NAME, SPECS["pixel_to_patch"], case, torch.float32, "cpu")
+
+
+@ALL_SPECS
+def test_graphs_of_any_size_compile(spec: OpSpec) -> None:
+    """What the kernels refuse is asked with symbolic sizes."""
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda args: dispatch.run(spec.name, args), fullgraph=True, dynamic=True, backend="eager"
+    )
+    with use_backend(NAME), torch.no_grad():
+        for seed, case in enumerate((spec.cases[0], spec.cases[2])):
+            args = spec.make_args(case, torch.float32, "cpu", seed)
+            assert torch.equal(compiled(args), dispatch.run(spec.name, args))
 
 
 @ALL_SPECS

@@ -129,7 +129,8 @@ def cuda_refusal(call: Any) -> Optional[str]:
 
 def _inner_refusal(dims: Mapping[str, int]) -> Optional[str]:
     tokens, dim = dims["S"], dims["C"]
-    if (tokens, dim) not in CUDA_SIZES:
+    # not `in`: torch.compile would reason about all symbolic sizes at once, for hours
+    if not any(tokens == s and dim == c for s, c in CUDA_SIZES):
         sizes = ", ".join(map(str, CUDA_SIZES))
         return f"(S, C) = ({tokens}, {dim}) is not one of {sizes}"
     if dims.get("heads", 1) not in CUDA_HEADS:

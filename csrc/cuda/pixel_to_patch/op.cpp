@@ -160,9 +160,11 @@ class PatchCall : private Call {
       Tensor slot = torch::stable::narrow(dw, 0, 2 * norm1_width_, proj_size);
       torch::stable::copy_(slot, torch::stable::reshape(dproj, {&proj_size, 1}));
     }
+    // contiguous: the order of sums in a product may depend on layouts
     const bool same = w_.proj_weight.scalar_type() == type;
-    const Tensor drows =
-        product(dz, same ? w_.proj_weight : torch::stable::to(w_.proj_weight, type));
+    const Tensor proj_weight = torch::stable::contiguous(
+        same ? w_.proj_weight : torch::stable::to(w_.proj_weight, type));
+    const Tensor drows = product(dz, proj_weight);
     const PatchNorm1Backward norm1 = {activation(drows),
                                       source,
                                       weight("norm1_weight", w_.norm1_weight, norm1_width_),
