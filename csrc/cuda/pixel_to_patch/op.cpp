@@ -162,8 +162,8 @@ class PatchCall : private Call {
     }
     // contiguous: the order of sums in a product may depend on layouts
     const bool same = w_.proj_weight.scalar_type() == type;
-    const Tensor proj_weight = torch::stable::contiguous(
-        same ? w_.proj_weight : torch::stable::to(w_.proj_weight, type));
+    const Tensor proj_weight =
+        torch::stable::contiguous(same ? w_.proj_weight : torch::stable::to(w_.proj_weight, type));
     const Tensor drows = product(dz, proj_weight);
     const PatchNorm1Backward norm1 = {activation(drows),
                                       source,
