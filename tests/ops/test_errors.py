@@ -310,7 +310,8 @@ def check_backward_calls(namespace: str, spec: OpSpec, good: dict) -> None:
     out, second = out if spec.flag else (out, None)
     values = [out, *spec.backward_values(good, second), True, True]
     backward = library.operator(f"{spec.name}_backward", namespace)
-    backward(*values)
+    dx, dw = backward(*values)
+    assert dx.isfinite().all() and dw.isfinite().all()  # of absent weights, too
     for index, value in enumerate(values):
         if isinstance(value, torch.Tensor) and value.numel():
             for bad in (value[..., :0], value.flatten()[:1], value.to(torch.int32)):
