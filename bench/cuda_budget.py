@@ -97,7 +97,7 @@ def tool(name: str, *arguments: str) -> str:
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def compile_all(archs: Iterable[str], wanted: Optional[list]) -> dict:
+def compile_all(archs: Iterable[str], wanted: Optional[list], build: Path) -> dict:
     """Device code of every source for every architecture: {arch: [cubin, ...]}."""
     setup_py = load_setup()
     sources = [s for s in setup_py.cuda_sources() if s.endswith(".cu")]
@@ -105,7 +105,7 @@ def compile_all(archs: Iterable[str], wanted: Optional[list]) -> dict:
         sources = [s for s in sources if Path(s).stem in wanted]
         if not sources:
             raise SystemExit(f"cuda_budget: no source is called {' or '.join(wanted)}")
-    ninja = setup_py.NinjaFile(BUILD)
+    ninja = setup_py.NinjaFile(build)
     cubins: dict = {}
     for arch in archs:
         flags = [*setup_py.NVCC_FLAGS, "-Icsrc", f"-arch=sm_{arch}", "-cubin"]
@@ -312,12 +312,14 @@ def main() -> int:
     parser.add_argument("--archs", nargs="+", default=ARCHS, choices=ARCHS)
     parser.add_argument("--sources", nargs="+", metavar="STEM", help="only these .cu files")
     parser.add_argument("--only-compile", action="store_true", help="for a later run to read")
+    parser.add_argument("--build-dir", type=Path, default=BUILD, metavar="DIR")
     parser.add_argument("--built", type=Path, metavar="LIB", help="read sm_90 off this library")
     parser.add_argument("--write", action="store_true", help="make these figures the baseline")
     given = parser.parse_args()
     os.chdir(ROOT)
     files = {"90": [given.built]} if given.built else {}
-    files.update(compile_all([arch for arch in given.archs if arch not in files], given.sources))
+    archs = [arch for arch in given.archs if arch not in files]
+    files.update(compile_all(archs, given.sources, given.build_dir.resolve()))
     if given.only_compile:
         return 0
     found = {
