@@ -41,6 +41,7 @@ PYBIND11_MODULE(emulated_kernels, m) {
   });
   m.def("run_misuse",
         [](const std::string& name) { emulation::run({1, 2, 64, false}, misuses().at(name)); });
+  m.def("neighbours", &neighbours);
   m.def("shared_memory_works",
         [](int warps, bool reversed) { return shared_memory_works({3, warps, 64, reversed}); });
   m.def("names", [] {

@@ -1,6 +1,9 @@
 // Small bodies that misuse the machine, each in one way: the emulator must stop every one.
 #include "self_test.h"
 
+#include <cstdio>
+#include <fstream>
+
 #include "cuda/warp.cuh"
 
 namespace emulation {
@@ -40,10 +43,6 @@ void read_past_shared_memory() {
 }
 
 // The pointer is no constant that a compiler could warn of.
-void write_far_behind_shared_memory() { dynamic_shared()[INT32_MAX] = 0; }
-
-void write_far_before_shared_memory() { dynamic_shared()[INT32_MIN] = 0; }
-
 void operand_that_is_no_tf32() {
   float d[4] = {};
   warp_mma_tf32_k8(d, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0000001f);
@@ -59,9 +58,22 @@ std::map<std::string, void (*)()> misuses() {
           {"warp id in half a warp", warp_id_in_half_a_warp},
           {"misaligned vector load", misaligned_vector_load},
           {"read past shared memory", read_past_shared_memory},
-          {"write far behind shared memory", write_far_behind_shared_memory},
-          {"write far before shared memory", write_far_before_shared_memory},
           {"operand that is no tf32 number", operand_that_is_no_tf32}};
+}
+
+std::vector<std::string> neighbours(size_t distance) {
+  const GuardedBuffer buffer(4096, true);
+  const uintptr_t at = reinterpret_cast<uintptr_t>(buffer.data());
+  std::ifstream maps("/proc/self/maps");
+  std::vector<std::string> found;
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t first, end;
+    char access[5];
+    if (sscanf(line.c_str(), "%zx-%zx %4s", &first, &end, access) != 3) continue;
+    const bool is_near = first < at + distance && end > at - distance;
+    if (is_near && first != at && access[0] == 'r') found.push_back(line);
+  }
+  return found;
 }
 
 // Each warp writes a word of shared memory, passes the barrier and reads the next warp's.

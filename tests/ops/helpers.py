@@ -22,6 +22,7 @@ ON_CPUS_ONLY = ("outer_attention",)
 """Ops without a kernel for GPUs, since PyTorch's own is as good there."""
 
 KERNELS_PER_SIZE = (("native", "cuda"), ("emulated", "cpu"))
+"""Backends, and devices of the tensors, that refuse sizes they have no kernel for."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

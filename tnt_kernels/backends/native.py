@@ -129,7 +129,7 @@ def cuda_refusal(call: Any) -> Optional[str]:
 
 def _inner_refusal(dims: Mapping[str, int]) -> Optional[str]:
     tokens, dim = dims["S"], dims["C"]
-    # not `in`: torch.compile would reason about all symbolic sizes at once, for hours
+    # not `in`: torch.compile would reason about all symbolic sizes at once, without end in sight
     if not any(tokens == s and dim == c for s, c in CUDA_SIZES):
         sizes = ", ".join(map(str, CUDA_SIZES))
         return f"(S, C) = ({tokens}, {dim}) is not one of {sizes}"

@@ -53,13 +53,13 @@ class PatchCall : private Call {
     STD_TORCH_CHECK(has_group && w.proj_weight.size(0) == width_ && patches_ <= kMostPatches, op,
                     ": no CUDA kernel for S*C=", width_, ", D=", w.proj_weight.size(0),
                     " and a norm over ", norm1_width_, "; use backend='reference'");
-    // backward does not read all of them, but returns a gradient as long as they are
-    weight("norm1_weight", w.norm1_weight, norm1_width_);
-    weight("norm1_bias", w.norm1_bias, norm1_width_);
-    weight("proj_weight", w.proj_weight, width_, width_);
-    weight("proj_bias", w.proj_bias, width_);
-    weight("norm2_weight", w.norm2_weight, width_);
-    weight("norm2_bias", w.norm2_bias, width_);
+    // all of them, also for backward, whose gradient is as long as they are
+    norm1_weight_ = weight("norm1_weight", w.norm1_weight, norm1_width_);
+    norm1_bias_ = weight("norm1_bias", w.norm1_bias, norm1_width_);
+    proj_weight_ = weight("proj_weight", w.proj_weight, width_, width_);
+    proj_bias_ = weight("proj_bias", w.proj_bias, width_);
+    norm2_weight_ = weight("norm2_weight", w.norm2_weight, width_);
+    norm2_bias_ = weight("norm2_bias", w.norm2_bias, width_);
     check_capability();
   }
 
@@ -82,12 +82,12 @@ class PatchCall : private Call {
     const Tensor weights =
         new_tensor({width_, width_}, type == ScalarType::Float ? type : ScalarType::Half);
     const Tensor vectors = new_tensor({3, width_}, ScalarType::Float);
-    const PatchPack pack = {weight("norm1_weight", w_.norm1_weight, norm1_width_),
-                            weight("norm1_bias", w_.norm1_bias, norm1_width_),
-                            weight("proj_weight", w_.proj_weight, width_, width_),
-                            weight("proj_bias", w_.proj_bias, width_),
-                            weight("norm2_weight", w_.norm2_weight, width_),
-                            weight("norm2_bias", w_.norm2_bias, width_),
+    const PatchPack pack = {norm1_weight_,
+                            norm1_bias_,
+                            proj_weight_,
+                            proj_bias_,
+                            norm2_weight_,
+                            norm2_bias_,
                             static_cast<int>(norm1_width_),
                             static_cast<uint32_t*>(weights.mutable_data_ptr()),
                             float_data(vectors)};
@@ -130,7 +130,7 @@ class PatchCall : private Call {
     const Tensor dz = new_tensor({patches_, width_}, type);
     const PatchNorm2Backward norm2 = {activation(dy),
                                       has_norm2() ? activation(projection) : nullptr,
-                                      weight("norm2_weight", w_.norm2_weight, width_),
+                                      norm2_weight_,
                                       dz.mutable_data_ptr(),
                                       sums,
                                       patches_,
@@ -148,13 +148,9 @@ class PatchCall : private Call {
         add_partials(sums + 2 * plane, flat + proj_bias + 2 * width_, blocks, width_);
       }
       const Tensor rows = new_tensor({patches_, width_}, type);
-      const PatchNormalise call = {source,
-                                   rows.mutable_data_ptr(),
-                                   weight("norm1_weight", w_.norm1_weight, norm1_width_),
-                                   weight("norm1_bias", w_.norm1_bias, norm1_width_),
-                                   patches_,
-                                   static_cast<int>(norm1_width_),
-                                   eps_};
+      const PatchNormalise call = {
+          source,   rows.mutable_data_ptr(),        norm1_weight_, norm1_bias_,
+          patches_, static_cast<int>(norm1_width_), eps_};
       STD_CUDA_CHECK(launch_patch_normalise(dtype(), width(), call, blocks, stream()));
       const Tensor dproj = product(torch::stable::transpose(dz, 0, 1), rows);
       Tensor slot = torch::stable::narrow(dw, 0, 2 * norm1_width_, proj_size);
@@ -167,7 +163,7 @@ class PatchCall : private Call {
     const Tensor drows = product(dz, proj_weight);
     const PatchNorm1Backward norm1 = {activation(drows),
                                       source,
-                                      weight("norm1_weight", w_.norm1_weight, norm1_width_),
+                                      norm1_weight_,
                                       need_dpixels ? dpixels.mutable_data_ptr() : nullptr,
                                       sums,
                                       patches_,
@@ -219,6 +215,7 @@ class PatchCall : private Call {
 
   const Tensor& pixels_;
   const Weights& w_;
+  WeightView norm1_weight_, norm1_bias_, proj_weight_, proj_bias_, norm2_weight_, norm2_bias_;
   int64_t patches_ = 0, width_ = 0, norm1_width_ = 0;
   float eps_;
 };
